@@ -1,0 +1,129 @@
+"""The catalogue: everything that the project's files say, loaded once and cross-checked.
+
+Files flow into a Catalog, and everything else (run, list, pages, export) reads from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from genai_kb.problems import ProblemsError
+from genai_kb.verdicts import Judgement, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from genai_kb.metadata import Metadata
+    from genai_kb.models import Claim, Entry, Roadmap, Section, Track
+    from genai_kb.records import Record
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slug stands: its track, its section and its number in the roadmap's order."""
+
+    track: Track
+    section: Section
+    number: int
+
+    @property
+    def folder(self) -> str:
+        """The path that roadmap/, reproductions/ and the site's address share."""
+        return f"{self.track.id}/{self.section.id}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """An entry with all that belongs to it."""
+
+    slug: str
+    place: Place
+    entry: Entry
+    metadata: Metadata
+    reproduction: Path | None
+    record: Record | None
+    stale: bool
+
+    def judgement(self, claim: Claim) -> Judgement | None:
+        """What the record says about a claim; None if it was not run."""
+        return self.record.judgement(claim.id) if self.record else None
+
+    def verdict(self, claim: Claim) -> Verdict:
+        """The verdict to show: stale as soon as code or claim have moved on since the record."""
+        judgement = self.judgement(claim)
+        if judgement is None:
+            return Verdict.NOT_RUN
+        return Verdict.STALE if self.stale else judgement.verdict
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The verdicts of all claims, in their order."""
+        return [self.verdict(claim) for claim in self.entry.claims]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All entries, in the roadmap's order."""
+
+    root: Path
+    roadmap: Roadmap
+    items: dict[str, Item] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Place of every slug of the roadmap, planned ones included, in order."""
+        listed = [(t, s, slug) for t in self.roadmap.tracks for s in t.sections for slug in s.entries]
+        return {slug: Place(track, section, number) for number, (track, section, slug) in enumerate(listed, 1)}
+
+    @property
+    def planned(self) -> list[str]:
+        """Slugs that the roadmap lists and that have no file yet."""
+        return [slug for slug in self.places if slug not in self.items]
+
+    @cached_property
+    def followers(self) -> dict[str, list[str]]:
+        """For each slug, the entries that name it as a prerequisite, in order."""
+        found: dict[str, list[str]] = {}
+        for slug, item in self.items.items():
+            for needed in item.entry.prerequisites:
+                found.setdefault(needed, []).append(slug)
+        return found
+
+    def path(self, slug: str) -> list[str]:
+        """What to read up to an entry: all it builds on, each after what it needs itself, then the entry.
+
+        Raises:
+            KeyError: the roadmap does not list the slug.
+        """
+        order: list[str] = []
+        seen: set[str] = set()
+
+        def visit(current: str) -> None:
+            if current in seen:
+                return
+            seen.add(current)
+            item = self.items.get(current)
+            for needed in sorted(item.entry.prerequisites, key=lambda s: self.places[s].number) if item else ():
+                visit(needed)
+            order.append(current)
+
+        _ = self.places[slug]
+        visit(slug)
+        return order
+
+
+def load_catalog(root: Path) -> Catalog:
+    """Load the catalogue of a project.
+
+    Raises:
+        ProblemsError: a file has an error; the exception holds all problems found.
+    """
+    from genai_kb.validation import validate
+
+    validated = validate(root)
+    errors = [problem for problem in validated.problems if problem.severity == "error"]
+    if errors or validated.catalog is None:
+        raise ProblemsError(errors)
+    return validated.catalog

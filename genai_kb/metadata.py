@@ -1,0 +1,125 @@
+"""The machine-written file of an entry, roadmap/<track>/<section>/<slug>.json.
+
+It holds the bibliographic facts as one CSL-JSON item, where they come from, and
+a short hash of each language's text as of the last time both were brought in line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genai_kb.files import write_json
+from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class _Machine(BaseModel):
+    """Base of the machine-written models; keys are spelled as CSL-JSON spells them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Person(_Machine):
+    """An author: family and given name, or an organisation's name as `literal`."""
+
+    family: str | None = None
+    given: str | None = None
+    literal: str | None = None
+
+    @property
+    def full(self) -> str:
+        """The name in reading order."""
+        return self.literal or " ".join(part for part in (self.given, self.family) if part)
+
+
+class Issued(_Machine):
+    """A date as CSL-JSON writes it: [[year, month, day]], the last two optional."""
+
+    date_parts: list[list[int]] = Field(alias="date-parts")
+
+
+class Custom(_Machine):
+    """Facts that CSL-JSON has no field for."""
+
+    arxiv: str | None = None
+    code: str | None = None
+    license: str | None = None
+
+
+class Bibliography(_Machine):
+    """One CSL-JSON item."""
+
+    id: str
+    type: Literal["article", "article-journal", "paper-conference", "software", "webpage", "book", "entry"]
+    title: str
+    author: list[Person] = []
+    issued: Issued | None = None
+    container_title: str | None = Field(default=None, alias="container-title")
+    doi: str | None = Field(default=None, alias="DOI")
+    url: str | None = Field(default=None, alias="URL")
+    custom: Custom = Custom()
+
+    @property
+    def year(self) -> int | None:
+        """The year of publication, where known."""
+        return self.issued.date_parts[0][0] if self.issued else None
+
+
+class Metadata(_Machine):
+    """All that the tool knows and writes about an entry."""
+
+    bibliography: Bibliography
+    verified: Literal["high", "partial", "memory"]
+    """How far the facts were checked; "high" means title, ids and authors were seen in a source."""
+    source: str
+    """Where the facts were seen."""
+    fetched: str | None = None
+    """The day on which they were last fetched from arXiv itself; empty if never."""
+    translated: dict[Literal["en", "es"], str] = {}
+    """Hash of each language's text when both were last brought in line."""
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read a metadata file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what the tool writes.
+    """
+    return Metadata.model_validate_json(path.read_bytes())
+
+
+def write_metadata(path: Path, metadata: Metadata) -> None:
+    """Write a metadata file atomically, leaving out what is not known."""
+    write_json(path, metadata.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def texts(value: Any, language: str) -> Iterator[str]:
+    """All texts of one language inside a model, in the order of its fields."""
+    if isinstance(value, Bilingual | BilingualLine):
+        yield value[language]
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from texts(getattr(value, name), language)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from texts(item, language)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from texts(item, language)
+
+
+def text_hashes(entry: Entry) -> dict[str, str]:
+    """A short hash of each language's text; line breaks and spacing do not count."""
+    return {
+        language: hashlib.sha256("\0".join(" ".join(t.split()) for t in texts(entry, language)).encode()).hexdigest()[
+            :12
+        ]
+        for language in LANGUAGES
+    }

@@ -1,0 +1,383 @@
+"""The typed form of everything that people write: roadmap, entries, claims, figures.
+
+The models say what one file may hold by itself. What takes several files to
+know (does this prerequisite exist?) is the catalogue's business.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from genai_kb.holds_if import HoldsIfError, parse
+from genai_kb.text import check_line, check_text, check_url, count_words
+
+LANGUAGES = ("en", "es")
+
+
+class Language(StrEnum):
+    """The two languages that every text is written in."""
+
+    EN = "en"
+    ES = "es"
+
+
+class Kind(StrEnum):
+    """What an entry is about."""
+
+    PAPER = "paper"
+    CONCEPT = "concept"
+    TEXTBOOK = "textbook"
+    TUTORIAL = "tutorial"
+    SURVEY = "survey"
+    TOOL = "tool"
+    METRIC = "metric"
+    BENCHMARK = "benchmark"
+    DATASET = "dataset"
+    SIMULATOR = "simulator"
+
+
+class Seen(StrEnum):
+    """How the place of a claim in its paper was looked up, from best to worst."""
+
+    PAPER = "paper"
+    ABSTRACT = "abstract"
+    SECONDARY = "secondary"
+    MEMORY = "memory"
+
+
+class Model(BaseModel):
+    """Base of all models: no unknown key, no silent conversion, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def _quoted(value: Any) -> Any:
+    """Refuse a number where an arXiv id belongs, since YAML has then already lost digits."""
+    if isinstance(value, (int, float)):
+        msg = 'is a number, and YAML drops its zeros; write the id in quotes, as in "2106.09685"'
+        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueErrors only
+    return value
+
+
+def _as_enum(kind: type[StrEnum]) -> BeforeValidator:
+    """Read a closed list from its plain strings, in strict mode too."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, str) and value in list(kind):
+            return kind(value)
+        allowed = ", ".join(kind)
+        msg = f"is {value!r}; use one of: {allowed}"
+        raise ValueError(msg)
+
+    return BeforeValidator(convert, json_schema_input_type=kind)
+
+
+def _as_date(value: Any) -> Any:
+    """Read an ISO date that was written in quotes."""
+    if isinstance(value, str):
+        try:
+            return date.fromisoformat(value)
+        except ValueError as error:
+            msg = f'is {value!r}, which is no date; write it as "2026-11-21"'
+            raise ValueError(msg) from error
+    return value
+
+
+def _tuple(value: Any) -> Any:
+    """Let YAML's lists stand for the tuples of a frozen model."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+ArxivId = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$"),
+    BeforeValidator(_quoted),
+]
+Url = Annotated[str, AfterValidator(check_url)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_line)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text)]
+IsoDate = Annotated[date, BeforeValidator(_as_date, json_schema_input_type=str)]
+
+
+class BilingualLine(Model):
+    """One line of text in both languages."""
+
+    en: Line
+    """The line in English."""
+    es: Line
+    """The same line in Spanish."""
+
+    def __getitem__(self, language: str) -> str:
+        """Return the text in one of LANGUAGES."""
+        return str(getattr(self, language))
+
+
+class Bilingual(Model):
+    """A text in both languages: paragraphs, emphasis, `code`, $formulas$ and https links."""
+
+    en: Text
+    """The text in English."""
+    es: Text
+    """The same text in Spanish."""
+
+    def __getitem__(self, language: str) -> str:
+        """Return the text in one of LANGUAGES."""
+        return str(getattr(self, language))
+
+
+def _at_most(words: int) -> AfterValidator:
+    """Bound the number of words on each side; a formula counts as one word."""
+
+    def check(text: Bilingual) -> Bilingual:
+        for language in LANGUAGES:
+            count = count_words(text[language])
+            if count > words:
+                msg = f"has {count} words in {language!r}; at most {words} are allowed, so shorten it"
+                raise ValueError(msg)
+        return text
+
+    return AfterValidator(check)
+
+
+class Question(Model):
+    """A self-check question with its answer."""
+
+    ask: BilingualLine
+    """The question, one line."""
+    answer: Bilingual
+    """The answer, opened by the reader after thinking."""
+
+
+class Amendment(Model):
+    """What a claim's judged part was before it was changed after a counted run."""
+
+    date: IsoDate
+    """The day of the change, quoted: "2026-11-21"."""
+    holds_if: str
+    """The condition as it stood before."""
+    metrics: tuple[Name, ...]
+    """The metrics as they stood before."""
+    test: Bilingual
+    """The test as it stood before."""
+    why: Bilingual
+    """Why it had to change."""
+
+
+class Claim(Model):
+    """What the source says, how it is tested here, and when it counts as reproduced."""
+
+    id: Slug
+    """A short name of the claim, unique within the entry."""
+    statement: Bilingual
+    """What the source claims."""
+    place: BilingualLine
+    """Where in the source it stands, e.g. "Section 4.1"."""
+    seen: Annotated[Seen, _as_enum(Seen)]
+    """How that place was looked up: paper, abstract, secondary or memory."""
+    test: Bilingual
+    """What is measured here to judge the statement."""
+    metrics: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """The metrics that this claim needs; each is defined under the entry's `metrics`."""
+    holds_if: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+    """The condition under which the claim counts as reproduced, e.g. "mean(gain) >= 0.1"."""
+    trial: Bilingual | None = None
+    """What a trial on pilot seeds had shown before the threshold was set, if it informed it."""
+    discussion: Bilingual | None = None
+    """What was seen and the likely cause, where the claim was not reproduced or stayed undecided."""
+    amendments: Annotated[tuple[Amendment, ...], BeforeValidator(_tuple)] = ()
+    """Earlier forms of the judged part, oldest first."""
+
+    @model_validator(mode="after")
+    def _condition_fits_metrics(self) -> Self:
+        try:
+            condition = parse(self.holds_if)
+        except HoldsIfError:
+            return self  # reported by the catalogue, which knows the column
+        unknown = sorted(condition.names - set(self.metrics))
+        if unknown:
+            msg = f"holds_if names {', '.join(unknown)}, which the claim's `metrics` do not list; add it there or mend the name"
+            raise ValueError(msg)
+        return self
+
+
+class Axis(Model):
+    """One axis of a plot."""
+
+    column: Name
+    """The column of the rows that is shown along this axis."""
+    title: BilingualLine
+    """The axis title, with the unit."""
+    scale: Literal["linear", "log"] = "linear"
+    """Spacing of the axis."""
+
+
+class Series(Model):
+    """How the rows of a plot split into lines, groups of bars or sets of points."""
+
+    column: Name
+    """The column whose values tell the series apart."""
+    names: dict[str, BilingualLine]
+    """The legend's name of each value, in the order in which they are drawn."""
+
+
+class Panel(Model):
+    """One plot of a figure. Rows of several seeds are drawn as mean with 95% interval.
+
+    - line: y against x, one line per series, with a band over seeds.
+    - bar: y per category of x (categories named by `names` of x's series, see `categories`).
+    - scatter: one point per x value and series, at the mean over seeds of x and y, with whiskers.
+    - grid: small images of the first seed; each row has an `image` (nested lists of integers
+      0-255, height x width or height x width x 3); images are laid out by the columns
+      `series` (one line of images per value) and `x` (position within the line).
+    """
+
+    id: Name
+    """The rows' value of `panel` that this plot shows."""
+    kind: Literal["line", "bar", "scatter", "grid"]
+    """How the rows are drawn."""
+    title: BilingualLine | None = None
+    """Title above the plot, needed where a figure has several."""
+    x: Axis
+    """Horizontal axis; for bars its column holds the category."""
+    y: Axis | None = None
+    """Vertical axis; a grid has none."""
+    series: Series | None = None
+    """What tells lines, groups or point sets apart."""
+    categories: dict[str, BilingualLine] | None = None
+    """Names of the bars' categories, in the order in which they are drawn."""
+    facet: Series | None = None
+    """Repeat the plot for each value of this column."""
+
+    @model_validator(mode="after")
+    def _parts_fit_kind(self) -> Self:
+        if (self.y is None) != (self.kind == "grid"):
+            msg = "a grid has no `y`; every other kind of panel needs one"
+            raise ValueError(msg)
+        if (self.categories is None) == (self.kind == "bar"):
+            msg = "`categories` belongs to kind bar, and to no other"
+            raise ValueError(msg)
+        return self
+
+
+class Figure(Model):
+    """The figure of an entry: what to draw from the record's rows."""
+
+    panels: Annotated[tuple[Panel, ...], Field(min_length=1, max_length=4), BeforeValidator(_tuple)]
+    """The plots, side by side."""
+    caption: Bilingual
+    """What the figure shows, one or two sentences, with no result that the data might contradict."""
+    alt: BilingualLine
+    """What it shows, for someone who cannot see it."""
+
+
+class Note(Model):
+    """A note of the walkthrough: one function or class of the reproduction, explained."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$")]
+    """A function, class, method (Class.method) or constant of the reproduction's file."""
+    source: BilingualLine | None = None
+    """The equation or section that it carries out."""
+    note: Bilingual
+    """What it does and why so."""
+
+
+class Entry(Model):
+    """One entry of the roadmap, as written in roadmap/<track>/<section>/<slug>.yaml."""
+
+    kind: Annotated[Kind, _as_enum(Kind)]
+    """What the entry is about."""
+    short_title: BilingualLine
+    """The name under which people know it."""
+    arxiv: ArxivId | None = None
+    """The arXiv id without a version, in quotes."""
+    url: Url | None = None
+    """Where to find it when it is not on arXiv."""
+    tags: Annotated[tuple[Slug, ...], Field(min_length=1, max_length=6), BeforeValidator(_tuple)]
+    """Topics, from the closed list in roadmap.yaml."""
+    prerequisites: Annotated[tuple[Slug, ...], BeforeValidator(_tuple)] = ()
+    """Slugs of the entries to read first."""
+    summary: Annotated[Bilingual, _at_most(110)]
+    """What it is and why it matters, at most 110 words."""
+    idea: Annotated[Bilingual, _at_most(180)]
+    """The key idea with the central formula where there is one, at most 180 words."""
+    scale: Annotated[Bilingual, _at_most(80)]
+    """What the miniature keeps of the original's size and what it cannot test, at most 80 words."""
+    metrics: dict[Name, Bilingual]
+    """What each metric is: definition, range, chance level."""
+    claims: Annotated[tuple[Claim, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """The claims, registered before their counted run."""
+    changes: Bilingual | None = None
+    """What was changed in the experiment on pilot seeds, before the counted run, and why."""
+    figure: Figure | None = None
+    """The figure, once there is a reproduction."""
+    walkthrough: Annotated[tuple[Note, ...], Field(min_length=3, max_length=8), BeforeValidator(_tuple)] | None = None
+    """Three to eight notes on the reproduction's code."""
+    questions: Annotated[tuple[Question, ...], Field(min_length=1, max_length=3), BeforeValidator(_tuple)]
+    """One to three self-check questions with answers."""
+
+    @model_validator(mode="after")
+    def _claims_and_metrics_fit(self) -> Self:
+        ids = [claim.id for claim in self.claims]
+        doubled = sorted({claim_id for claim_id in ids if ids.count(claim_id) > 1})
+        if doubled:
+            msg = f"claim id used twice: {', '.join(doubled)}; give each claim its own"
+            raise ValueError(msg)
+        named = {metric for claim in self.claims for metric in claim.metrics}
+        if missing := sorted(named - set(self.metrics)):
+            msg = f"claims name {', '.join(missing)}, which `metrics` does not define; define it there"
+            raise ValueError(msg)
+        if unused := sorted(set(self.metrics) - named):
+            msg = f"`metrics` defines {', '.join(unused)}, which no claim names; list it under a claim's `metrics` or remove it"
+            raise ValueError(msg)
+        return self
+
+
+class Section(Model):
+    """A section of a track: its entries in reading order."""
+
+    id: Slug
+    """Folder name and address of the section."""
+    title: BilingualLine
+    """Title of the section."""
+    introduction: Annotated[Bilingual, _at_most(250)] | None = None
+    """What the section is about, at most 250 words."""
+    questions: Annotated[tuple[Question, ...], BeforeValidator(_tuple)] = ()
+    """Self-check questions on the whole section."""
+    entries: Annotated[tuple[Slug, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """Slugs in reading order; one without a file is planned."""
+
+
+class Track(Model):
+    """One of the roadmap's tracks."""
+
+    id: Slug
+    """Folder name and address of the track."""
+    title: BilingualLine
+    """Title of the track."""
+    introduction: Annotated[Bilingual, _at_most(250)] | None = None
+    """What the track is about, at most 250 words."""
+    sections: Annotated[tuple[Section, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """Its sections in reading order."""
+
+
+class Roadmap(Model):
+    """The order of everything, as written in roadmap/roadmap.yaml."""
+
+    tags: dict[Slug, BilingualLine]
+    """The closed list of topics with their names."""
+    tracks: Annotated[tuple[Track, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """The tracks in reading order."""

@@ -1,0 +1,35 @@
+"""A problem in a file that people write, told so that they can mend it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One problem, at one place.
+
+    Attributes:
+        file: path relative to the project's root, with forward slashes.
+        line: 1-based; 1 where the whole file is meant.
+        column: 1-based, in characters.
+        field: dotted path inside the file, e.g. "claims.0.holds_if"; empty for the whole file.
+        message: what is wrong; what is allowed; how to mend it.
+        severity: an error makes `validate` exit with 1, a warning does so only with --strict.
+    """
+
+    file: str
+    line: int
+    column: int
+    field: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+
+
+class ProblemsError(Exception):
+    """Raised by readers that found problems; `problems` holds all of them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(f"{p.file}:{p.line}:{p.column}: {p.message}" for p in problems))
+        self.problems = problems

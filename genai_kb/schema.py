@@ -1,0 +1,165 @@
+"""From a YAML document to a model: pydantic's findings in words that say how to mend them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from genai_kb.models import Entry, Roadmap
+from genai_kb.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from genai_kb.yamlio import Document
+
+M = TypeVar("M", bound=BaseModel)
+
+_YAML_NAMES = {
+    "dict": "a mapping of keys to values",
+    "list": "a list",
+    "str": "text",
+    "float": "a number",
+    "int": "a number",
+}
+
+
+def validate_document(model: type[M], document: Document) -> M | list[Problem]:
+    """Read a document as a model, or return every problem that keeps it from being one."""
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        problems = {_problem(model, document, detail) for detail in error.errors(include_url=False)}
+        return sorted(problems)
+
+
+def _problem(model: type[BaseModel], document: Document, detail: Mapping[str, Any]) -> Problem:
+    path = tuple(detail["loc"])
+    where = document.position(path)
+    if detail["type"] == "extra_forbidden":
+        where = document.key_positions.get(path, where)
+    field = ".".join(str(part) for part in path)
+    return Problem(document.file, *where, field, _message(model, detail))
+
+
+def _message(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
+    kind: str = detail["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(model, detail["loc"])
+    if kind in _EXPLAIN:
+        return _EXPLAIN[kind](detail)
+    message: str = detail["msg"]
+    return f"{message[0].lower()}{message[1:]}; found {_describe(detail.get('input'))}"
+
+
+def _missing(path: tuple[Any, ...]) -> str:
+    last = path[-1]
+    if last in {"en", "es"}:
+        language = {"en": "English", "es": "Spanish"}[last]
+        return f"the {language} text is missing; write it under the key `{last}`"
+    return f"the key `{last}` is missing; add it"
+
+
+def _unknown_key(model: type[BaseModel], path: tuple[Any, ...]) -> str:
+    key = str(path[-1])
+    known = _known_keys(model, path[:-1])
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"the keys known here are {', '.join(known)}"
+    return f"unknown key `{key[:40]}`; {hint}"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The keys that the model allows at a path, found in its JSON Schema."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    here: dict[str, Any] = schema
+    for part in path:
+        here = _resolve(here, definitions)
+        here = here.get("items", {}) if isinstance(part, int) else _child(here, part)
+    return list(_resolve(here, definitions).get("properties", {}))
+
+
+def _child(schema: dict[str, Any], key: str) -> dict[str, Any]:
+    child = schema.get("properties", {}).get(key) or schema.get("additionalProperties") or {}
+    if "patternProperties" in schema and not child:
+        child = next(iter(schema["patternProperties"].values()))
+    return child if isinstance(child, dict) else {}
+
+
+def _resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    for option in schema.get("anyOf", []):
+        if option.get("type") != "null":
+            schema = option
+            break
+    if "$ref" in schema:
+        found: dict[str, Any] = definitions[schema["$ref"].rsplit("/", 1)[-1]]
+        return found
+    return schema
+
+
+def _pattern_hint(pattern: str) -> str:
+    hints = {
+        r"^[a-z0-9]+(-[a-z0-9]+)*$": "use lower-case letters, digits and single hyphens, as in `low-rank`",
+        r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and underscores, as in `acc_full`",
+        r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$": 'write an arXiv id without its version, as in "2106.09685" or "cs/0112017"',
+        r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$": "name a function, a class or Class.method of the reproduction",
+    }
+    return hints.get(pattern, f"it must match {pattern}")
+
+
+def _bilingual_hint(detail: Mapping[str, Any]) -> str:
+    if str(detail.get("ctx", {}).get("class_name", "")).startswith("Bilingual"):
+        return "a text in both languages (the keys `en` and `es`)"
+    return "a mapping of keys to values"
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "a truth value (yes/no/true/false)"
+    return _YAML_NAMES.get(type(value).__name__, f"a {type(value).__name__}") + (
+        f" ({_short(value)})" if isinstance(value, int | float | str) else ""
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_EXPLAIN: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "missing": lambda detail: _missing(detail["loc"]),
+    "value_error": lambda detail: str(detail["ctx"]["error"]),
+    "string_type": lambda detail: f"is {_describe(detail['input'])} where text belongs; put it in quotes",
+    "model_type": lambda detail: f"is {_describe(detail['input'])} where {_bilingual_hint(detail)} belongs",
+    "dict_type": lambda detail: f"is {_describe(detail['input'])} where {_bilingual_hint(detail)} belongs",
+    "tuple_type": lambda detail: (
+        f"is {_describe(detail['input'])} where a list belongs; write one item a line, each after a dash"
+    ),
+    "string_pattern_mismatch": lambda detail: (
+        f"{_short(detail['input'])} has a form that is not allowed; {_pattern_hint(detail['ctx']['pattern'])}"
+    ),
+    "string_too_long": lambda detail: (
+        f"is {len(detail['input']):,} characters long; at most {detail['ctx']['max_length']:,} are allowed, so shorten it"
+    ),
+    "string_too_short": lambda _: "is empty; write it or remove the key",
+    "too_short": lambda _: "is empty; write it or remove the key",
+    "too_long": lambda detail: (
+        f"has {detail['ctx']['actual_length']} items; at most {detail['ctx']['max_length']} are allowed"
+    ),
+    "literal_error": lambda detail: f"is {_short(detail['input'])}; use {detail['ctx']['expected']}",
+}
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schemas for editors, by file name."""
+    return {
+        f"{model.__name__.lower()}.schema.json": {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **model.model_json_schema(),
+        }
+        for model in (Entry, Roadmap)
+    }

@@ -1,0 +1,359 @@
+"""Read all files of a project, check each by itself and all against each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genai_kb.catalog import Catalog, Item, Place
+from genai_kb.codehash import CodeError, CodeHasher, defined_names
+from genai_kb.holds_if import HoldsIfError, parse
+from genai_kb.metadata import Metadata, read_metadata, text_hashes
+from genai_kb.models import Entry, Roadmap
+from genai_kb.problems import Problem, ProblemsError
+from genai_kb.records import COUNTED_SEEDS, Judged, Record, read_record
+from genai_kb.schema import validate_document
+from genai_kb.site.figures import FigureError, check
+from genai_kb.verdicts import Verdict
+from genai_kb.yamlio import Document, read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    _At = Callable[..., tuple[str, int, int, str]]
+
+ROADMAP = "roadmap/roadmap.yaml"
+
+
+@dataclass
+class Validated:
+    """What validation found: the catalogue of what is sound, and the problems of the rest."""
+
+    catalog: Catalog | None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def validate(root: Path) -> Validated:
+    """Read and check everything below a project's root; never raises for what a file holds."""
+    root = root.resolve()
+    try:
+        document = read_yaml(root / ROADMAP, root)
+    except ProblemsError as error:
+        return Validated(None, error.problems)
+    roadmap = validate_document(Roadmap, document)
+    if isinstance(roadmap, list):
+        return Validated(None, roadmap)
+    catalog = Catalog(root, roadmap)
+    problems = list(_roadmap_problems(document, roadmap))
+    documents: dict[str, Document] = {}
+    hasher = CodeHasher(root)
+    for file in _yaml_files(root):
+        slug = file.stem
+        place = catalog.places.get(slug)
+        misplaced = _misplaced(root, file, place)
+        if misplaced or place is None:
+            problems += misplaced
+            continue
+        try:
+            documents[slug] = read_yaml(file, root)
+        except ProblemsError as error:
+            problems += error.problems
+            continue
+        entry = validate_document(Entry, documents[slug])
+        if isinstance(entry, list):
+            problems += entry
+            continue
+        item, found = _read_item(root, hasher, slug, place, entry, documents[slug])
+        problems += found
+        catalog.items[slug] = item
+    in_order = sorted(catalog.items.items(), key=lambda pair: pair[1].place.number)
+    catalog = Catalog(root, roadmap, dict(in_order))
+    for slug, item in catalog.items.items():
+        problems += _entry_problems(catalog, item, documents[slug])
+    problems += _cycles(catalog, documents)
+    problems += _strays(catalog, root)
+    return Validated(catalog, sorted(set(problems)))
+
+
+def _yaml_files(root: Path) -> list[Path]:
+    """Every entry's file, whether or not the roadmap knows it; folders that are links are not entered."""
+    found = []
+    for folder, _, names in os.walk(root / "roadmap"):
+        found += [Path(folder, name) for name in names if name.endswith((".yaml", ".yml"))]
+    return sorted(file for file in found if file.relative_to(root).as_posix() != ROADMAP)
+
+
+def _roadmap_problems(document: Document, roadmap: Roadmap) -> Iterator[Problem]:
+    seen: dict[str, tuple[int, int]] = {}
+    for t, track in enumerate(roadmap.tracks):
+        for s, section in enumerate(track.sections):
+            for e, slug in enumerate(section.entries):
+                path = ("tracks", t, "sections", s, "entries", e)
+                where = document.position(path)
+                if slug in seen:
+                    message = f"{slug!r} is listed twice, first on line {seen[slug][0]}; keep one"
+                    yield Problem(document.file, *where, ".".join(map(str, path)), message)
+                seen.setdefault(slug, where)
+
+
+def _misplaced(root: Path, file: Path, place: Place | None) -> list[Problem]:
+    name = file.relative_to(root).as_posix()
+    if place is None:
+        message = f"the roadmap does not list {file.stem!r}; add it to its section in {ROADMAP} or rename the file"
+        return [Problem(name, 1, 1, "", message)]
+    expected = f"roadmap/{place.folder}/{file.stem}.yaml"
+    if name != expected:
+        return [Problem(name, 1, 1, "", f"is not where the roadmap has it; move it to {expected}")]
+    return []
+
+
+def _read_item(
+    root: Path, hasher: CodeHasher, slug: str, place: Place, entry: Entry, document: Document
+) -> tuple[Item, list[Problem]]:
+    """Join an entry with its metadata, its reproduction and its record."""
+    problems: list[Problem] = []
+    metadata_file = root / "roadmap" / place.folder / f"{slug}.json"
+    metadata = None
+    try:
+        metadata = read_metadata(metadata_file)
+    except FileNotFoundError:
+        message = f"has no bibliographic file {slug}.json beside it; `genai-kb translated {slug}` makes one"
+        problems.append(Problem(document.file, 1, 1, "", message))
+    except (OSError, ValueError) as error:
+        problems.append(_machine_written(root, metadata_file, error))
+    code = root / "reproductions" / place.folder / f"{slug}.py"
+    reproduction = code if code.is_file() else None
+    record, found = _read_record(root, code.with_suffix(".json"))
+    problems += found
+    stale = False
+    if record and reproduction:
+        try:
+            stale = hasher.hash(reproduction) != record.code or _claims_differ(entry, record)
+        except CodeError as error:
+            name = error.file.relative_to(root).as_posix()
+            problems.append(Problem(name, error.line, 1, "", error.message))
+            stale = True
+    return Item(
+        slug, place, entry, metadata or provisional_metadata(slug, entry), reproduction, record, stale
+    ), problems
+
+
+def _read_record(root: Path, file: Path) -> tuple[Record | None, list[Problem]]:
+    try:
+        return read_record(file), []
+    except FileNotFoundError:
+        return None, []
+    except (OSError, ValueError) as error:
+        return None, [_machine_written(root, file, error)]
+
+
+def _machine_written(root: Path, file: Path, error: Exception) -> Problem:
+    reason = " ".join(str(error).split())[:200]
+    message = f"is not as the tool writes it ({reason}); restore it from git, or remove it and let the tool write it"
+    return Problem(file.relative_to(root).as_posix(), 1, 1, "", message)
+
+
+def provisional_metadata(slug: str, entry: Entry) -> Metadata:
+    """Bibliographic facts of an entry that has none yet, made of what the entry itself says."""
+    item = {
+        "id": slug,
+        "type": "article",
+        "title": entry.short_title.en,
+        "URL": entry.url,
+        "custom": {"arxiv": entry.arxiv},
+    }
+    return Metadata.model_validate({"bibliography": item, "verified": "memory", "source": "the entry itself"})
+
+
+def _claims_differ(entry: Entry, record: Record) -> bool:
+    recorded = {claim.id: claim.judged for claim in record.claims}
+    current = {c.id: Judged.of(c.holds_if, c.metrics, c.test) for c in entry.claims}
+    return recorded != current
+
+
+def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterator[Problem]:
+    """Everything about one entry that takes more than its own file to know."""
+
+    def at(*path: str | int) -> tuple[str, int, int, str]:
+        return (document.file, *document.position(path), ".".join(map(str, path)))
+
+    entry = item.entry
+    for number, tag in enumerate(entry.tags):
+        if tag not in catalog.roadmap.tags:
+            yield Problem(*at("tags", number), f"unknown tag {tag!r}; use one of those in {ROADMAP}")
+    for number, slug in enumerate(entry.prerequisites):
+        if slug not in catalog.places:
+            yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
+    for number, claim in enumerate(entry.claims):
+        try:
+            parse(claim.holds_if)
+        except HoldsIfError as error:
+            path = ("claims", number, "holds_if")
+            where = document.scalar_column(path, error.offset)
+            yield Problem(document.file, *where, ".".join(map(str, path)), error.message)
+    yield from _formula_problems(document)
+    yield from _metadata_problems(item, document)
+    yield from _reproduction_problems(item, at)
+    yield from _record_problems(item, at)
+
+
+def _formula_problems(document: Document) -> Iterator[Problem]:
+    """Formulas that cannot be rendered; checked where the renderer is installed."""
+    if find_spec("math_core") is None:
+        return
+    from genai_kb.site.maths import check_formulas
+
+    for path, text in _strings(document.data, ()):
+        if "$" in text:
+            for _, message in check_formulas(text):
+                yield Problem(document.file, *document.position(path), ".".join(map(str, path)), message)
+
+
+def _strings(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _strings(inner, (*path, key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _strings(inner, (*path, number))
+
+
+def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
+    name = document.file
+    known = item.metadata.bibliography.custom.arxiv
+    if known != item.entry.arxiv:
+        message = f"is {item.entry.arxiv!r}, but the bibliographic file says {known!r}; one of them is wrong"
+        yield Problem(name, *document.position(("arxiv",)), "arxiv", message)
+    before, now = item.metadata.translated, text_hashes(item.entry)
+    moved = [language for language in ("en", "es") if before.get(language) != now[language]]
+    titles = {"en": "English", "es": "Spanish"}
+    if before and len(moved) == 1:
+        other = titles["es" if moved == ["en"] else "en"]
+        message = (
+            f"the {titles[moved[0]]} text has changed and the {other} has not; bring both in line, "
+            f"then run `genai-kb translated {item.slug}`"
+        )
+        yield Problem(name, 1, 1, "", message)
+    elif moved:
+        message = f"both texts have changed since they were last compared; run `genai-kb translated {item.slug}`"
+        yield Problem(name, 1, 1, "", message, "warning")
+
+
+def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
+    entry = item.entry
+    if item.reproduction is None:
+        for key in ("figure", "walkthrough"):
+            if getattr(entry, key) is not None:
+                yield Problem(
+                    *at(key), "there is no reproduction that it could show; write it first or remove this key"
+                )
+        return
+    try:
+        names = defined_names(item.reproduction.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        message = (
+            f"the reproduction is not valid Python (line {getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)})"
+        )
+        yield Problem(*at(), message)
+        return
+    if "run" not in names or "SHORT" not in names:
+        yield Problem(*at(), "the reproduction defines no `run` or no `SHORT`; see the template in CONTRIBUTING")
+    for number, note in enumerate(entry.walkthrough or ()):
+        if note.name not in names:
+            message = (
+                f"the reproduction defines no {note.name!r}; use a function, class, Class.method or constant of it"
+            )
+            yield Problem(*at("walkthrough", number, "name"), message)
+
+
+def _record_problems(item: Item, at: _At) -> Iterator[Problem]:
+    record = item.record
+    if record is None:
+        return
+    if item.reproduction is None:
+        yield Problem(*at(), "there is a record but no reproduction; restore it or remove the record")
+    if record.slug != item.slug or tuple(sorted(record.seeds)) != COUNTED_SEEDS:
+        yield Problem(*at(), f"the record is not one of {item.slug!r} over the seeds 101 to 105; run --record again")
+    yield from unamended(item, at)
+    yield from _unshown(item, record, at)
+    if item.stale:
+        message = f"the record is stale: code or claims have changed since; run `genai-kb run --record {item.slug}`"
+        yield Problem(*at(), message, "warning")
+
+
+def _unshown(item: Item, record: Record, at: _At) -> Iterator[Problem]:
+    """What a page with verdicts still needs: a reason for each that is not plain, a figure that fits, notes."""
+    entry = item.entry
+    for number, claim in enumerate(entry.claims):
+        verdict = item.verdict(claim)
+        if verdict in {Verdict.NOT_REPRODUCED, Verdict.INCONCLUSIVE} and claim.discussion is None:
+            message = f"came out {verdict.value}; add a `discussion` of what was seen and the likely cause"
+            yield Problem(*at("claims", number), message)
+    if any(set(seed.metrics) != set(entry.metrics) for seed in record.seeds.values()) and not item.stale:
+        yield Problem(*at("metrics"), "the record measured other metrics; run --record again")
+    for key in ("figure", "walkthrough"):
+        if getattr(entry, key) is None:
+            yield Problem(*at(), f"is recorded but has no `{key}`; add it")
+    if entry.figure and not item.stale:
+        try:
+            check(entry.figure, record.figure_rows())
+        except FigureError as error:
+            yield Problem(*at("figure"), str(error))
+
+
+def unamended(item: Item, at: _At) -> Iterator[Problem]:
+    """Claims of the record that changed or vanished without a trace: no judged claim may."""
+    recorded = {claim.id: claim for claim in item.record.claims} if item.record else {}
+    for number, claim in enumerate(item.entry.claims):
+        before = recorded.pop(claim.id, None)
+        now = Judged.of(claim.holds_if, claim.metrics, claim.test)
+        past = [Judged.of(a.holds_if, a.metrics, a.test) for a in claim.amendments]
+        if before and before.judged != now and before.judged not in past:
+            message = (
+                "test, metrics or holds_if differ from the counted run; undo it, or add the old form to `amendments`"
+            )
+            yield Problem(*at("claims", number), message)
+    for claim_id in recorded:
+        yield Problem(*at("claims"), f"the judged claim {claim_id!r} is gone; a counted claim stays, so put it back")
+
+
+def _cycles(catalog: Catalog, documents: dict[str, Document]) -> Iterator[Problem]:
+    """Report each circle of prerequisites once, at its first entry in the roadmap's order."""
+    done: set[str] = set()
+    for start in catalog.items:
+        trail: list[str] = []
+        circle = _find_circle(catalog, start, trail, done)
+        if circle:
+            document = documents[circle[0]]
+            message = f"prerequisites go round in a circle: {' -> '.join([*circle, circle[0]])}; remove one of them"
+            yield Problem(document.file, *document.position(("prerequisites",)), "prerequisites", message)
+
+
+def _find_circle(catalog: Catalog, slug: str, trail: list[str], done: set[str]) -> list[str]:
+    if slug in trail:
+        return trail[trail.index(slug) :]
+    if slug in done or slug not in catalog.items:
+        return []
+    trail.append(slug)
+    for needed in catalog.items[slug].entry.prerequisites:
+        circle = _find_circle(catalog, needed, trail, done)
+        if circle:
+            return circle
+    trail.pop()
+    done.add(slug)
+    return []
+
+
+def _strays(catalog: Catalog, root: Path) -> Iterator[Problem]:
+    """Machine-written files and reproductions that belong to no entry."""
+    for top, suffixes in (("roadmap", {".json"}), ("reproductions", {".py", ".json"})):
+        for track in catalog.roadmap.tracks:
+            for file in sorted((root / top / track.id).rglob("*")):
+                if file.suffix in suffixes and file.stem not in catalog.places:
+                    name = file.relative_to(root).as_posix()
+                    yield Problem(name, 1, 1, "", "belongs to no entry of the roadmap; rename or remove it")
