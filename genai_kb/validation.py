@@ -262,7 +262,7 @@ def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
         yield Problem(*at(), message)
         return
     if "run" not in names or "SHORT" not in names:
-        yield Problem(*at(), "the reproduction defines no `run` or no `SHORT`; see the template in CONTRIBUTING")
+        yield Problem(*at(), "the reproduction lacks `run` or `SHORT`; define both, as its neighbours do")
     for number, note in enumerate(entry.walkthrough or ()):
         if note.name not in names:
             message = (

@@ -1,0 +1,341 @@
+"""The command line. Each command reads the catalogue, does one thing and prints it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from genai_kb import __version__
+from genai_kb.models import LANGUAGES, Kind
+from genai_kb.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from genai_kb.catalog import Catalog, Item
+
+PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def find_root(start: Path) -> Path:
+    """The project's root: the nearest folder upwards that holds roadmap/roadmap.yaml.
+
+    Raises:
+        click.UsageError: there is none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / "roadmap" / "roadmap.yaml").is_file():
+            return folder
+    raise click.UsageError(f"no roadmap/roadmap.yaml in {start} or above it; change into the project or give --root")
+
+
+@click.group()
+@click.version_option(__version__, prog_name="genai-kb")
+@click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), help="The project's folder.")
+@click.pass_context
+def main(context: click.Context, root: Path | None) -> None:
+    """Browse, check and measure a roadmap of generative AI."""
+    context.obj = root.resolve if root else partial(find_root, Path.cwd())
+
+
+def _catalog(context: click.Context) -> Catalog:
+    """The catalogue of what is sound; what is not is told on standard error."""
+    from genai_kb.validation import validate
+
+    validated = validate(context.obj())
+    errors = [problem for problem in validated.problems if problem.severity == "error"]
+    for problem in errors:
+        click.echo(_line(problem), err=True)
+    if validated.catalog is None:
+        context.exit(PROBLEMS)
+    return validated.catalog
+
+
+def _item(catalog: Catalog, slug: str) -> Item:
+    """An entry by its slug, with a hint where the name is nearly right."""
+    import difflib
+
+    if slug in catalog.items:
+        return catalog.items[slug]
+    if slug in catalog.places:
+        raise click.UsageError(f"{slug!r} is planned: the roadmap lists it, but it has no sound entry yet")
+    near = difflib.get_close_matches(slug, catalog.places, n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else "`genai-kb list` shows all"
+    raise click.UsageError(f"the roadmap has no entry {slug!r}; {hint}")
+
+
+def _line(problem: Any) -> str:
+    where = f"{problem.file}:{problem.line}:{problem.column}:"
+    field = f" {problem.field}:" if problem.field else ""
+    note = " warning:" if problem.severity == "warning" else ""
+    return f"{where}{note}{field} {problem.message}"
+
+
+@main.command()
+@click.option("--format", "style", type=click.Choice(["text", "github", "json"]), default="text", show_default=True)
+@click.option("--strict", is_flag=True, help="Count warnings (stale records, texts to compare) as errors.")
+@click.pass_context
+def validate(context: click.Context, style: str, *, strict: bool) -> None:
+    """Check every file and all references between them."""
+    from dataclasses import asdict
+
+    from genai_kb.validation import validate as check
+
+    validated = check(context.obj())
+    problems = validated.problems
+    if style == "json":
+        click.echo(json.dumps([asdict(problem) for problem in problems], indent=1, ensure_ascii=False))
+    for problem in problems if style != "json" else ():
+        click.echo(_annotation(problem) if style == "github" else _line(problem))
+    errors = sum(problem.severity == "error" for problem in problems)
+    if style == "text":
+        click.echo(_summary(validated.catalog, errors, len(problems) - errors))
+    context.exit(PROBLEMS if errors or (strict and problems) else 0)
+
+
+def _annotation(problem: Any) -> str:
+    """A workflow command of GitHub Actions; its separators are escaped as its documentation says."""
+
+    def escape(text: str) -> str:
+        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+    def attribute(text: str) -> str:
+        return escape(text).replace(":", "%3A").replace(",", "%2C")
+
+    place = f"file={attribute(problem.file)},line={problem.line},col={problem.column}"
+    text = f"{problem.field}: {problem.message}" if problem.field else problem.message
+    return f"::{problem.severity} {place}::{escape(text)}"
+
+
+def _summary(catalog: Catalog | None, errors: int, warnings: int) -> str:
+    found = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    if catalog is None:
+        return found
+    recorded = sum(item.record is not None for item in catalog.items.values())
+    return f"{len(catalog.items)} entries, {recorded} measured, {len(catalog.planned)} planned: {found}"
+
+
+@main.command("list")
+@click.option("--track", help="Only this track.")
+@click.option("--section", help="Only this section, as section or track/section.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]))
+@click.option("--tag", help="Only entries with this tag.")
+@click.option("--verdict", type=click.Choice([v.value for v in Verdict]), help="Only entries with a claim so judged.")
+@click.option("--unchecked", is_flag=True, help="Only entries with a claim not yet checked against its source.")
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True)
+@click.option("--format", "style", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.pass_context
+def list_(context: click.Context, /, lang: str, style: str, **filters: Any) -> None:
+    """List entries with their verdicts."""
+    from genai_kb import tables
+
+    catalog = _catalog(context)
+    for name in ("track", "section", "tag"):
+        known = tables.known_values(catalog, name)
+        if filters[name] is not None and filters[name] not in known:
+            raise click.UsageError(f"no {name} {filters[name]!r}; there are {', '.join(known)}")
+    frame = tables.entries(catalog, lang, **filters)
+    if style == "json":
+        click.echo(frame.to_json(orient="records", force_ascii=False, indent=1))
+    elif style == "csv":
+        click.echo(frame.to_csv(index=False), nl=False)
+    else:
+        from genai_kb import terminal
+
+        terminal.print_entries(frame)
+
+
+@main.command()
+@click.argument("slug")
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True)
+@click.pass_context
+def show(context: click.Context, slug: str, lang: str) -> None:
+    """Show one entry: what it claims and how that came out."""
+    from genai_kb import terminal
+
+    terminal.print_entry(_item(_catalog(context), slug), lang)
+
+
+@main.command()
+@click.argument("slug")
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True)
+@click.pass_context
+def path(context: click.Context, slug: str, lang: str) -> None:
+    """Show what to read first, in order, to follow an entry."""
+    from genai_kb import terminal
+
+    catalog = _catalog(context)
+    if slug not in catalog.places:
+        _item(catalog, slug)
+    terminal.print_path(catalog, slug, lang)
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["bibtex", "csl", "entries", "results", "markdown"]))
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="A file, or for markdown a folder; default: the terminal.")
+@click.pass_context
+def export(context: click.Context, what: str, lang: str, out: Path | None) -> None:
+    """Export the bibliography, the entries, the results (CSV), or the pages as Markdown."""
+    from genai_kb import export as exporter
+    from genai_kb.files import write_text
+
+    catalog = _catalog(context)
+    if what == "markdown":
+        if out is None:
+            raise click.UsageError("markdown is a tree of files; give a folder with --out")
+        count = exporter.write_markdown(catalog, lang, out)
+        click.echo(f"{count} pages written to {out}")
+        return
+    text = exporter.EXPORTS[what](catalog, lang)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        click.echo(f"{len(catalog.items)} entries written to {out}")
+
+
+def _seeds(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """Read "0-4" or "3,7"."""
+    if value is None:
+        return None
+    try:
+        found: list[int] = []
+        for part in value.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError as error:
+        raise click.BadParameter("write pilot seeds as 0-4 or 3,7", context, parameter) from error
+    from genai_kb.records import PILOT_SEEDS
+
+    if not found or any(seed not in PILOT_SEEDS for seed in found):
+        raise click.BadParameter("pilot seeds are 0 to 99; the counted seeds belong to plain runs", context, parameter)
+    return found
+
+
+@main.command()
+@click.argument("slugs", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All entries with a reproduction.")
+@click.option("--stale", is_flag=True, help="The entries whose record is stale or missing.")
+@click.option("--pilot", is_flag=True, help="Use pilot seeds: for choosing sizes and rates before registration.")
+@click.option("--seeds", callback=_seeds, help="With --pilot: which seeds, as 0-4 or 3,7.  [default: 0-2]")
+@click.option("--record", is_flag=True, help="Write the record that the site shows.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the result in this folder.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes side by side.  [default: one per core]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds a seed may take.",
+)
+@click.option("--memory", type=click.IntRange(64), default=2048, show_default=True, help="Megabytes a seed may use.")
+@click.pass_context
+def run(context: click.Context, /, slugs: tuple[str, ...], **options: Any) -> None:
+    """Measure claims here, and show them beside the stored record.
+
+    Nothing is written into the project unless --record is given.
+    """
+    from genai_kb.commands import RunOptions, run_command
+
+    if not (slugs or options["everything"] or options["stale"]):
+        raise click.UsageError("name an entry, or give --all or --stale")
+    if options["pilot"] and options["record"]:
+        raise click.UsageError("--pilot measures pilot seeds, --record the counted ones; give one of them")
+    if options["seeds"] and not options["pilot"]:
+        raise click.UsageError("--seeds goes with --pilot; counted seeds are always 101 to 105")
+    catalog = _catalog(context)
+    items = [_item(catalog, slug) for slug in dict.fromkeys(slugs)]
+    context.exit(run_command(catalog, items, RunOptions(**options)))
+
+
+@main.command()
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Minutes to spend.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Processes side by side.  [default: one per core]")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True)
+@click.pass_context
+def verify(context: click.Context, budget: float, jobs: int | None, timeout: float) -> None:
+    """Measure one seed of some entries again and compare with the records."""
+    from genai_kb.commands import verify_command
+
+    context.exit(verify_command(_catalog(context), budget, jobs, timeout))
+
+
+@main.command()
+@click.argument("slugs", nargs=-1, required=True)
+@click.pass_context
+def translated(context: click.Context, slugs: tuple[str, ...]) -> None:
+    """Say that both languages of an entry now say the same."""
+    from genai_kb.metadata import text_hashes, write_metadata
+
+    catalog = _catalog(context)
+    for slug in slugs:
+        item = _item(catalog, slug)
+        metadata = item.metadata.model_copy(update={"translated": text_hashes(item.entry)})
+        write_metadata(catalog.root / "roadmap" / item.place.folder / f"{slug}.json", metadata)
+        click.echo(f"{slug}: both texts marked as saying the same")
+
+
+@main.command()
+@click.pass_context
+def schema(context: click.Context) -> None:
+    """Write the JSON Schemas that editors use."""
+    from genai_kb.files import write_json
+    from genai_kb.schema import json_schemas
+
+    for name, content in json_schemas().items():
+        target = context.obj() / "roadmap" / name
+        write_json(target, content)
+        click.echo(f"wrote roadmap/{name}")
+
+
+@main.group()
+def site() -> None:
+    """Build or serve the website."""
+
+
+@site.command("build")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the site.  [default: site]")
+@click.pass_context
+def site_build(context: click.Context, out: Path | None) -> None:
+    """Build the site in both languages."""
+    _build(context, out)
+
+
+@site.command("serve")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="Another one is taken if it is in use.",
+)
+@click.option("--no-build", is_flag=True, help="Serve what is there.")
+@click.pass_context
+def site_serve(context: click.Context, port: int, *, no_build: bool) -> None:
+    """Build the site and serve it on this machine."""
+    from genai_kb.site.build import serve_site
+
+    out = context.obj() / "site"
+    if not no_build:
+        _build(context, out)
+    serve_site(out, port)
+
+
+def _build(context: click.Context, out: Path | None) -> None:
+    from genai_kb.site.build import BuildError, build_site
+
+    try:
+        build_site(context.obj(), out or context.obj() / "site")
+    except BuildError as error:
+        click.echo(str(error), err=True)
+        sys.exit(PROBLEMS)

@@ -1,0 +1,59 @@
+"""Exports: the bibliography, the entries, the results, the pages as Markdown."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from genai_kb.bibliography import bibtex
+from genai_kb.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from genai_kb.catalog import Catalog
+
+
+def to_bibtex(catalog: Catalog, language: str) -> str:  # noqa: ARG001 - all exports are called alike
+    """All entries as BibTeX."""
+    return "\n".join(bibtex(item.metadata.bibliography) for item in catalog.items.values())
+
+
+def to_csl(catalog: Catalog, language: str) -> str:  # noqa: ARG001 - all exports are called alike
+    """All entries as a CSL-JSON array."""
+    items = [item.metadata.bibliography for item in catalog.items.values()]
+    plain = [item.model_dump(mode="json", by_alias=True, exclude_none=True) for item in items]
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_entries_csv(catalog: Catalog, language: str) -> str:
+    """One row per entry with the counts of its verdicts."""
+    from genai_kb.tables import entries
+
+    return str(entries(catalog, language).to_csv(index=False))
+
+
+def to_results_csv(catalog: Catalog, language: str) -> str:
+    """One row per clause of every judged claim."""
+    from genai_kb.tables import results
+
+    return str(results(catalog, language).to_csv(index=False))
+
+
+EXPORTS: dict[str, Callable[[Catalog, str], str]] = {
+    "bibtex": to_bibtex,
+    "csl": to_csl,
+    "entries": to_entries_csv,
+    "results": to_results_csv,
+}
+
+
+def write_markdown(catalog: Catalog, language: str, folder: Path) -> int:
+    """Write the generated pages as a tree of Markdown files; return how many."""
+    from genai_kb.site.pages import build_pages
+
+    pages = build_pages(catalog, language)
+    for path, text in pages.items():
+        write_text(folder / path, text)
+    return len(pages)

@@ -1,0 +1,1 @@
+"""The website: figures, formulas, pages and the shell around them."""

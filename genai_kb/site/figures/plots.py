@@ -1,0 +1,258 @@
+"""From the rows of a record to what is drawn: means with intervals, and images."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genai_kb.verdicts import Interval, interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from genai_kb.models import Axis, Figure, Panel, Series
+
+    Row = Mapping[str, Any]
+
+# Far from where floats overflow, so that no sum, ratio or power of a scale can.
+LARGEST = 1e100
+
+
+class FigureError(ValueError):
+    """The rows of a record do not fit the figure that is to show them."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean over seeds. `values` are the y of the single seeds; bounds that no spread gives equal the mean."""
+
+    x: Interval
+    y: Interval
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A small image: `pixels` holds rows of height x width x channels bytes; 1 channel is gray, 3 are RGB."""
+
+    width: int
+    channels: int
+    pixels: tuple[bytes, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return len(self.pixels), self.width, self.channels
+
+
+@dataclass(frozen=True)
+class Group:
+    """A line, a group of bars, a set of points or a line of images (by their x).
+
+    Attributes:
+        position: place among all names of the series, which decides about colour and shape.
+        name: its name in the legend; empty where the panel has no series.
+        points: in ascending order of x; empty in a grid.
+        images: empty in all but a grid.
+    """
+
+    position: int
+    name: str
+    points: tuple[Point, ...]
+    images: dict[float, Image]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One pair of axes, or one grid. `facet` is empty where the panel is not repeated."""
+
+    facet: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class PanelPlots:
+    """The plots of one panel; `categories` are the names of the bars' places."""
+
+    panel: Panel
+    plots: tuple[Plot, ...]
+    categories: tuple[str, ...]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups of all plots."""
+        return [group for plot in self.plots for group in plot.groups]
+
+    @property
+    def points(self) -> list[Point]:
+        """The points of all plots."""
+        return [point for group in self.groups for point in group.points]
+
+
+def collect(figure: Figure, rows: Sequence[Row], language: str) -> list[PanelPlots]:
+    """Sort rows into the panels of a figure, and average over seeds.
+
+    Args:
+        figure: what to draw.
+        rows: tidy rows of all seeds with the columns `panel` and `seed`. A point that some seeds lack is
+            averaged over the others.
+        language: of the names.
+
+    Raises:
+        FigureError: a panel has no rows; a column is missing; a value of a series, facet or category has no
+            name; a value is no finite number, too large, or not positive on a log axis; two rows of one
+            seed claim the same place; the points of a scatter do not match between seeds; an image is not
+            made of integers 0-255 or differs in shape from the others.
+    """
+    return [_Collector(panel, language).collect(rows) for panel in figure.panels]
+
+
+class _Collector:
+    """Collects one panel, so that all its complaints can name it."""
+
+    def __init__(self, panel: Panel, language: str) -> None:
+        self.panel = panel
+        self.language = language
+
+    def collect(self, rows: Sequence[Row]) -> PanelPlots:
+        rows = [row for row in rows if row.get("panel") == self.panel.id]
+        if not rows:
+            raise self.error(f'there are no rows; return some with "panel": "{self.panel.id}", or mend the panel\'s id')
+        places = self.places(rows)
+        if self.panel.kind == "grid":
+            first = min(self.value(row, "seed") for row in rows)
+            rows = [row for row in rows if row["seed"] == first]
+        plots = []
+        for _, facet, facet_rows in self.split(rows, self.panel.facet, "facet"):
+            parts = self.split(facet_rows, self.panel.series, "series")
+            plots.append(Plot(facet, tuple(self.group(*part, places) for part in parts)))
+        result = PanelPlots(self.panel, tuple(plots), tuple(places.values()))
+        shapes = {image.shape for group in result.groups for image in group.images.values()}
+        if len(shapes) > 1:
+            listed = ", ".join(" x ".join(map(str, shape)) for shape in sorted(shapes))
+            raise self.error(f"images differ in shape (height x width x channels: {listed}); make them alike")
+        return result
+
+    def error(self, message: str) -> FigureError:
+        return FigureError(f"panel {self.panel.id!r}: {message}")
+
+    def places(self, rows: Sequence[Row]) -> dict[str, str]:
+        """The names of those categories that occur, in the order in which they are drawn."""
+        names = self.panel.categories or {}
+        if not names:
+            return {}
+        found = {self.key(row, self.panel.x.column, names, "categories") for row in rows}
+        return {key: name[self.language] for key, name in names.items() if key in found}
+
+    def split(self, rows: Sequence[Row], by: Series | None, part: str) -> list[tuple[int, str, list[Row]]]:
+        """Position, name and rows of each value of a series that occurs."""
+        if by is None:
+            return [(0, "", list(rows))]
+        found = defaultdict(list)
+        for row in rows:
+            found[self.key(row, by.column, by.names, f"{part}.names")].append(row)
+        named = enumerate(by.names.items())
+        return [(position, name[self.language], found[key]) for position, (key, name) in named if key in found]
+
+    def group(self, position: int, name: str, rows: list[Row], places: dict[str, str]) -> Group:
+        if self.panel.kind == "grid":
+            return Group(position, name, (), self.images(rows))
+        return Group(position, name, self.points(rows, list(places)), {})
+
+    def points(self, rows: list[Row], places: list[str]) -> tuple[Point, ...]:
+        assert self.panel.y is not None  # the model demands it of all but grids
+        x_axis, y_axis = self.panel.x, self.panel.y
+        seeds: dict[Any, list[tuple[float, float]]] = defaultdict(list)
+        for row in rows:
+            x = places.index(str(row[x_axis.column])) if places else self.coordinate(row, x_axis, "x")
+            seeds[self.value(row, "seed")].append((float(x), self.coordinate(row, y_axis, "y")))
+        gather = self.by_order if self.panel.kind == "scatter" else self.by_x
+        found = gather(seeds)
+        points = [
+            Point(_bounds([x for x, _ in xy]), _bounds([y for _, y in xy]), tuple(y for _, y in xy)) for xy in found
+        ]
+        return tuple(sorted(points, key=lambda point: point.x.estimate))
+
+    def by_x(self, seeds: dict[Any, list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+        """The values of all seeds at each x."""
+        found = defaultdict(list)
+        for seed in sorted(seeds):
+            for x, y in seeds[seed]:
+                found[x].append((x, y))
+            x, count = Counter(x for x, _ in seeds[seed]).most_common(1)[0]
+            if count > 1:
+                where = f"{self.panel.x.column} {x:g}" if not self.panel.categories else "one category"
+                message = f"seed {seed} has {count} rows for {where}; tell them apart by `series` or `facet`"
+                raise self.error(message)
+        return list(found.values())
+
+    def by_order(self, seeds: dict[Any, list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+        """The values of all seeds for each point: by x where seeds share it, else by the order of the rows."""
+        xs = [[x for x, _ in seeds[seed]] for seed in sorted(seeds)]
+        if all(sorted(x) == sorted(xs[0]) and len(set(x)) == len(x) for x in xs):
+            return self.by_x(seeds)
+        if len({len(x) for x in xs}) > 1:
+            raise self.error("seeds differ in the number of points; return the same points, in one order, for each")
+        return [[seeds[seed][place] for seed in sorted(seeds)] for place in range(len(xs[0]))]
+
+    def images(self, rows: list[Row]) -> dict[float, Image]:
+        found: dict[float, Image] = {}
+        for row in rows:
+            x = self.coordinate(row, self.panel.x, "x")
+            if x in found:
+                where = f"{self.panel.x.column} {x:g}"
+                raise self.error(f"two images stand at {where} of one line; tell them apart by `series` or `facet`")
+            found[x] = self.image(self.value(row, "image"))
+        return dict(sorted(found.items()))
+
+    def image(self, nested: Any) -> Image:
+        try:
+            return _read_image(nested)
+        except (TypeError, ValueError):
+            rule = "nested lists of integers 0-255, height x width or height x width x 3"
+            raise self.error(f"an `image` is not made of {rule}; convert it in the reproduction") from None
+
+    def value(self, row: Row, column: str) -> Any:
+        if column not in row:
+            has = ", ".join(sorted(row))
+            raise self.error(f"column {column!r} is missing from a row that has {has}; mend the column's name")
+        return row[column]
+
+    def key(self, row: Row, column: str, names: Mapping[str, Any], where: str) -> str:
+        key = str(self.value(row, column))
+        if key not in names:
+            raise self.error(f"{key!r} in column {column!r} has no name; add it to `{where}`")
+        return key
+
+    def coordinate(self, row: Row, axis: Axis, letter: str) -> float:
+        value = self.value(row, axis.column)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(f"column {axis.column!r} holds {value!r}; {letter} needs numbers")
+        if not abs(value) <= LARGEST:  # also true of NaN
+            raise self.error(
+                f"column {axis.column!r} holds {value}; only finite numbers up to {LARGEST:g} can be drawn"
+            )
+        if axis.scale == "log" and value <= 0:
+            raise self.error(f"column {axis.column!r} holds {value}, but {letter} is a log axis; make it linear")
+        return float(value)
+
+
+def _read_image(nested: Any) -> Image:
+    """Read height x width (x 3) nested lists; raises TypeError or ValueError for anything else."""
+    pixels = [[pixel if isinstance(pixel, (list, tuple)) else [pixel] for pixel in line] for line in nested]
+    ((width, channels),) = {(len(line), len(pixel)) for line in pixels for pixel in line}
+    if channels not in {1, 3} or any(len(line) != width for line in pixels):
+        raise ValueError("ragged")
+    if any(type(level) is not int for line in pixels for pixel in line for level in pixel):
+        raise TypeError("not an integer")
+    return Image(width, channels, tuple(bytes(level for pixel in line for level in pixel) for line in pixels))
+
+
+def _bounds(values: Sequence[float]) -> Interval:
+    """The interval of a mean, closed to a point where one value says nothing of the spread."""
+    bounds = interval(values)
+    if math.isfinite(bounds.low):
+        return bounds
+    return Interval(bounds.estimate, bounds.estimate, bounds.estimate)

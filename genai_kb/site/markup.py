@@ -1,0 +1,86 @@
+"""From the texts of entries to Markdown that cannot carry HTML, attributes or foreign links.
+
+Validation refuses such texts already; these functions are the second wall, for a
+text that reaches the site in another way.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING
+
+from genai_kb.text import split_markup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from genai_kb.models import Question
+
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>&$~^|#!\"]")
+_LINK_TARGET = re.compile(r"\]\(\s*(?!https://)[^)]*\)?")
+
+
+def plain(text: str) -> str:
+    """Text without any markup: every character that Markdown or HTML reads becomes an entity."""
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
+
+
+def prose(text: str) -> str:
+    r"""An author's Markdown, made safe.
+
+    Outside code and formulas, `<` and `{` become entities, and links to anything but https lose their
+    target. Formulas are handed on as \(...\) and $$...$$ with no `<` left in them.
+    """
+    parts = []
+    for kind, part in split_markup(text.strip()):
+        if kind == "text":
+            parts.append(_defused(part))
+        elif kind == "code":
+            parts.append(_code_span(part))
+        elif kind == "math":
+            parts.append(rf"\({_formula(part)}\)")
+        else:
+            parts.append(f"\n\n$$\n{_formula(part)}\n$$\n\n")
+    return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
+
+
+def _defused(text: str) -> str:
+    text = text.replace("<", "&lt;").replace("{", "&#123;").replace("$", "&#36;").replace("]:", r"]\:")
+    return _LINK_TARGET.sub("]", text).replace("![", "!\\[")
+
+
+def _code_span(code: str) -> str:
+    """Code between more backticks than it holds in a row."""
+    ticks = "`"
+    while ticks in code:
+        ticks += "`"
+    space = " " if code.startswith("`") or code.endswith("`") else ""
+    return f"{ticks}{space}{code}{space}{ticks}"
+
+
+def _formula(latex: str) -> str:
+    latex = " ".join(latex.split())
+    return latex.replace("<", r"\lt ").replace(">", r"\gt ").replace(r"\)", ")").replace(r"\]", "]")
+
+
+def attribute(text: str) -> str:
+    """Text for an attribute of an HTML element."""
+    return html.escape(" ".join(text.split()), quote=True)
+
+
+def first_sentence(text: str) -> str:
+    """The beginning of a text up to its first full stop, for lists."""
+    flat = " ".join(text.split())
+    match = re.match(r"(.+?[.!?])(?=\s+[A-ZÁÉÍÓÚÑ¿¡]|$)", flat)
+    return match[1] if match else flat
+
+
+def questions(asked: Sequence[Question], language: str) -> str:
+    """Questions whose answers open on a click, without any script."""
+    folds = [
+        f'<details markdown>\n<summary markdown="span">{prose(question.ask[language])}</summary>\n\n'
+        f"{prose(question.answer[language])}\n\n</details>"
+        for question in asked
+    ]
+    return "\n\n".join(['<div class="kb-questions" markdown>', *folds, "</div>"])
