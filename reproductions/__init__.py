@@ -1,0 +1,1 @@
+"""Minimal reproductions of the roadmap's papers, one file each."""
