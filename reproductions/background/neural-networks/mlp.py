@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ SHORT = Settings(steps=3, lbfgs_steps=2)
 def stack(sizes: Sequence[int], *, relu: bool) -> nn.Sequential:
     """Linear layers one after another, with or without a ReLU between them."""
     layers: list[nn.Module] = []
-    for d_in, d_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for d_in, d_out in pairwise(sizes):
         layers += [nn.Linear(d_in, d_out), nn.ReLU()] if relu else [nn.Linear(d_in, d_out)]
     return nn.Sequential(*layers[:-1]) if relu else nn.Sequential(*layers)
 
