@@ -15,4 +15,5 @@ def count_flops(fn: Callable[[], object]) -> int:
     """The floating-point operations of the matrix products that `fn` executes; a multiply-add counts two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         fn()
-    return counter.get_total_flops()
+    total: int = counter.get_total_flops()
+    return total
