@@ -19,7 +19,13 @@ _TYPES = {
     "entry": "misc",
 }
 _VENUES = {"article-journal": "journal", "paper-conference": "booktitle"}
-_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "{": r"\textbraceleft{}",  # BibTeX counts braces even behind a backslash
+    "}": r"\textbraceright{}",
+}
 _SPECIAL = re.compile(r"[\\~^&%$#_{}]")
 
 
@@ -45,7 +51,7 @@ def _bibtex_name(person: Person) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _SPECIAL.sub(lambda match: _ESCAPES.get(match[0], f"\\{match[0]}"), text)
+    return _SPECIAL.sub(lambda match: _ESCAPES.get(match[0], f"\\{match[0]}"), " ".join(text.split()))
 
 
 def folded(text: str) -> str:

@@ -105,7 +105,8 @@ class Catalog:
                 return
             seen.add(current)
             item = self.items.get(current)
-            for needed in sorted(item.entry.prerequisites, key=lambda s: self.places[s].number) if item else ():
+            known = [needed for needed in item.entry.prerequisites if needed in self.places] if item else []
+            for needed in sorted(known, key=lambda s: self.places[s].number):
                 visit(needed)
             order.append(current)
 

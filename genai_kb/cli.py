@@ -41,15 +41,15 @@ def main(context: click.Context, root: Path | None) -> None:
     context.obj = root.resolve if root else partial(find_root, Path.cwd())
 
 
-def _catalog(context: click.Context) -> Catalog:
-    """The catalogue of what is sound; what is not is told on standard error."""
+def _catalog(context: click.Context, *, whole: bool = False) -> Catalog:
+    """The catalogue of what is sound; what is not is told on standard error, and is the end where all is needed."""
     from genai_kb.validation import validate
 
     validated = validate(context.obj())
     errors = [problem for problem in validated.problems if problem.severity == "error"]
     for problem in errors:
         click.echo(_line(problem), err=True)
-    if validated.catalog is None:
+    if validated.catalog is None or (whole and errors):
         context.exit(PROBLEMS)
     return validated.catalog
 
@@ -183,37 +183,40 @@ def export(context: click.Context, what: str, lang: str, out: Path | None) -> No
     from genai_kb import export as exporter
     from genai_kb.files import write_text
 
-    catalog = _catalog(context)
-    if what == "markdown":
+    pages = what == "markdown"
+    if pages and out is None:
+        raise click.UsageError("markdown is a tree of files; give a folder with --out")
+    catalog = _catalog(context, whole=pages)
+    try:
         if out is None:
-            raise click.UsageError("markdown is a tree of files; give a folder with --out")
-        count = exporter.write_markdown(catalog, lang, out)
-        click.echo(f"{count} pages written to {out}")
-        return
-    text = exporter.EXPORTS[what](catalog, lang)
-    if out is None:
-        click.echo(text, nl=False)
-    else:
-        write_text(out, text)
-        click.echo(f"{len(catalog.items)} entries written to {out}")
+            click.echo(exporter.EXPORTS[what](catalog, lang), nl=False)
+        elif pages:
+            click.echo(f"{exporter.write_markdown(catalog, lang, out)} pages written to {out}")
+        else:
+            write_text(out, exporter.EXPORTS[what](catalog, lang))
+            click.echo(f"{len(catalog.items)} entries written to {out}")
+    except OSError as error:
+        raise click.UsageError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
 def _seeds(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
     """Read "0-4" or "3,7"."""
     if value is None:
         return None
-    try:
-        found: list[int] = []
-        for part in value.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-    except ValueError as error:
-        raise click.BadParameter("write pilot seeds as 0-4 or 3,7", context, parameter) from error
     from genai_kb.records import PILOT_SEEDS
 
-    if not found or any(seed not in PILOT_SEEDS for seed in found):
-        raise click.BadParameter("pilot seeds are 0 to 99; the counted seeds belong to plain runs", context, parameter)
-    return found
+    found: list[int] = []
+    for part in value.split(","):
+        first, _, last = part.partition("-")
+        try:
+            bounds = int(first), int(last or first)
+        except ValueError as error:
+            raise click.BadParameter("write pilot seeds as 0-4 or 3,7", context, parameter) from error
+        if bounds[0] > bounds[1] or not all(bound in PILOT_SEEDS for bound in bounds):
+            message = "pilot seeds are 0 to 99, a range from low to high; the counted seeds belong to plain runs"
+            raise click.BadParameter(message, context, parameter)
+        found += range(bounds[0], bounds[1] + 1)
+    return list(dict.fromkeys(found))
 
 
 @main.command()
@@ -247,6 +250,8 @@ def run(context: click.Context, /, slugs: tuple[str, ...], **options: Any) -> No
         raise click.UsageError("--pilot measures pilot seeds, --record the counted ones; give one of them")
     if options["seeds"] and not options["pilot"]:
         raise click.UsageError("--seeds goes with --pilot; counted seeds are always 101 to 105")
+    if options["out"] and (options["pilot"] or options["record"]):
+        raise click.UsageError("--out keeps what a plain run measures; it goes with neither --pilot nor --record")
     catalog = _catalog(context)
     items = [_item(catalog, slug) for slug in dict.fromkeys(slugs)]
     context.exit(run_command(catalog, items, RunOptions(**options)))
@@ -275,13 +280,20 @@ def verify(context: click.Context, budget: float, jobs: int | None, timeout: flo
 @click.pass_context
 def translated(context: click.Context, slugs: tuple[str, ...]) -> None:
     """Say that both languages of an entry now say the same."""
-    from genai_kb.metadata import text_hashes, write_metadata
+    from genai_kb.metadata import read_metadata, text_hashes, write_metadata
 
     catalog = _catalog(context)
     for slug in slugs:
         item = _item(catalog, slug)
+        file = catalog.root / "roadmap" / item.place.folder / f"{slug}.json"
+        if file.exists():
+            try:
+                read_metadata(file)
+            except (OSError, ValueError) as error:
+                message = f"{slug}.json is broken; restore it from git or remove it, so that no facts are lost"
+                raise click.UsageError(message) from error
         metadata = item.metadata.model_copy(update={"translated": text_hashes(item.entry)})
-        write_metadata(catalog.root / "roadmap" / item.place.folder / f"{slug}.json", metadata)
+        write_metadata(file, metadata)
         click.echo(f"{slug}: both texts marked as saying the same")
 
 

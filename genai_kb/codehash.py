@@ -1,8 +1,8 @@
 """A hash of the code that a reproduction's numbers depend on.
 
 It covers the parsed code, without comments and docstrings, of the file itself
-and of those definitions in `reproductions/lab` that it reaches, so a change to
-a block that a reproduction does not use leaves its record current.
+and of those definitions and imports in `reproductions/lab` that it reaches, so a
+change to a block that a reproduction does not use leaves its record current.
 """
 
 from __future__ import annotations
@@ -29,11 +29,22 @@ class CodeError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Module:
-    """A parsed file: its definitions by name, its lab imports, and the rest."""
+class _LabImport:
+    """One imported name: the lab file that it comes from, its name there, and where it is imported."""
 
-    definitions: dict[str, list[ast.stmt]]
-    imports: dict[str, tuple[Path, str]]  # local name -> (lab file, name there)
+    source: Path
+    name: str
+    importer: Path
+    line: int
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A parsed file: what it binds by name, its lab imports, and the rest."""
+
+    tree: ast.Module
+    definitions: dict[str, list[ast.stmt]]  # with imports from outside the project
+    imports: dict[str, _LabImport]
     always: list[ast.stmt]  # statements without a name: they run on import
 
 
@@ -58,8 +69,7 @@ class CodeHasher:
         digest = hashlib.sha256()
         for key in sorted(reached):
             digest.update(f"{key[0]}\0{key[1]}\0{reached[key]}\n".encode())
-        for statement in ast.parse(reproduction.read_text(encoding="utf-8")).body:
-            digest.update(_canonical(statement).encode())
+        digest.update(_canonical(module.tree).encode())
         return f"sha256:{digest.hexdigest()}"
 
     def _reach(self, file: Path, statements: list[ast.stmt], reached: dict[tuple[str, str], str]) -> None:
@@ -67,24 +77,33 @@ class CodeHasher:
         module = self._module(file)
         for name in sorted(_names(statements)):
             if name in module.imports:
-                self._take(*module.imports[name], reached)
+                self._follow(module.imports[name], reached)
             elif name in module.definitions and self._in_lab(file):
                 self._take(file, name, reached)
 
+    def _follow(self, lab_import: _LabImport, reached: dict[tuple[str, str], str]) -> None:
+        """Go to where an imported name is defined; lab/__init__.py passes names on."""
+        source = self._module(lab_import.source)
+        if lab_import.name in source.imports:
+            self._follow(source.imports[lab_import.name], reached)
+        elif lab_import.name in source.definitions:
+            self._take(lab_import.source, lab_import.name, reached)
+        else:
+            message = f"imports {lab_import.name}, which {self._name(lab_import.source)} does not define"
+            raise CodeError(lab_import.importer, lab_import.line, message)
+
     def _take(self, file: Path, name: str, reached: dict[tuple[str, str], str]) -> None:
         """Add one definition of a lab file, and all that it uses in turn."""
-        module = self._module(file)
-        if name in module.imports:  # lab/__init__.py passes names on
-            self._take(*module.imports[name], reached)
-            return
-        key = (file.relative_to(self._root).as_posix(), name)
+        key = (self._name(file), name)
         if key in reached:
             return
-        body = module.definitions.get(name)
-        if body is None:
-            raise CodeError(file, 1, f"{name!r} is imported from {key[0]}, which does not define it")
-        reached[key] = "".join(_canonical(statement) for statement in [*body, *module.always])
-        self._reach(file, [*body, *module.always], reached)
+        module = self._module(file)
+        statements = [*module.definitions[name], *module.always]
+        reached[key] = "".join(_canonical(statement) for statement in statements)
+        self._reach(file, statements, reached)
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._root).as_posix()
 
     def _in_lab(self, file: Path) -> bool:
         return file.is_relative_to(self._root / "reproductions" / "lab")
@@ -100,41 +119,69 @@ class CodeHasher:
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None) or 1
             raise CodeError(file, line, f"is not valid Python: {getattr(error, 'msg', error)}") from error
-        module = _Module({}, {}, [])
+        module = _Module(tree, {}, {}, [])
         for statement in tree.body:
-            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("reproductions"):
-                module.imports.update(self._lab_imports(file, statement))
-            elif isinstance(statement, ast.Import):
-                if any(alias.name.startswith("reproductions") for alias in statement.names):
-                    raise CodeError(
-                        file,
-                        statement.lineno,
-                        f"imports a lab module whole; write `from {LAB}.x import name`",
-                    )
-            elif isinstance(statement, ast.ImportFrom):
-                continue
-            elif names := _defined(statement):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self._add_import(file, statement, module)
+            elif names := bound_names(statement):
                 for name in names:
                     module.definitions.setdefault(name, []).append(statement)
             elif not _is_docstring(statement):
                 module.always.append(statement)
+        _refuse_nested_imports(file, tree)
         return module
 
-    def _lab_imports(self, file: Path, statement: ast.ImportFrom) -> dict[str, tuple[Path, str]]:
-        module = statement.module or ""
+    def _add_import(self, file: Path, statement: ast.Import | ast.ImportFrom, module: _Module) -> None:
+        if not _concerns_project(statement):
+            for alias in statement.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                bound = module.always if name == "*" else module.definitions.setdefault(name, [])
+                bound.append(_with_one_name(statement, alias))
+        elif isinstance(statement, ast.Import):
+            raise CodeError(file, statement.lineno, f"imports a lab module whole; write `from {LAB}.x import name`")
+        else:
+            module.imports.update(self._lab_imports(file, statement))
+
+    def _lab_imports(self, file: Path, statement: ast.ImportFrom) -> dict[str, _LabImport]:
+        module = "." * statement.level + (statement.module or "")
         if module != LAB and not module.startswith(f"{LAB}."):
-            raise CodeError(file, statement.lineno, f"imports {module}; a reproduction may import from {LAB} only")
+            message = f"imports {module}; of the project, import from {LAB} only, by its full name"
+            raise CodeError(file, statement.lineno, message)
         target = self._root.joinpath(*module.split("."))
         target = target / "__init__.py" if target.is_dir() else target.with_suffix(".py")
         if not target.is_file():
             raise CodeError(file, statement.lineno, f"imports {module}, which does not exist")
         if any(alias.name == "*" for alias in statement.names):
             raise CodeError(file, statement.lineno, f"imports * from {module}; name what you need")
-        return {alias.asname or alias.name: (target, alias.name) for alias in statement.names}
+        return {
+            alias.asname or alias.name: _LabImport(target, alias.name, file, statement.lineno)
+            for alias in statement.names
+        }
 
 
-def _defined(statement: ast.stmt) -> list[str]:
-    """The names that a module-level statement binds."""
+def _concerns_project(statement: ast.Import | ast.ImportFrom) -> bool:
+    """Whether an import reads from reproductions/, by its full name or relative to the file."""
+    if isinstance(statement, ast.ImportFrom):
+        return statement.level > 0 or (statement.module or "").partition(".")[0] == "reproductions"
+    return any(alias.name.partition(".")[0] == "reproductions" for alias in statement.names)
+
+
+def _with_one_name(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> ast.stmt:
+    """The import of one name out of a statement that may import several."""
+    if isinstance(statement, ast.Import):
+        return ast.Import([alias])
+    return ast.ImportFrom(statement.module, [alias], statement.level)
+
+
+def _refuse_nested_imports(file: Path, tree: ast.Module) -> None:
+    """Imports of lab inside a function or a condition would not be followed."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and node not in tree.body and _concerns_project(node):
+            raise CodeError(file, node.lineno, f"imports from {LAB} inside a block; move the import to the top")
+
+
+def bound_names(statement: ast.stmt) -> list[str]:
+    """The names that a definition or an assignment binds."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     targets: list[ast.expr] = []
@@ -153,9 +200,9 @@ def defined_names(source: str) -> set[str]:
     """
     names: set[str] = set()
     for statement in ast.parse(source).body:
-        names.update(_defined(statement))
+        names.update(bound_names(statement))
         if isinstance(statement, ast.ClassDef):
-            names.update(f"{statement.name}.{inner}" for part in statement.body for inner in _defined(part))
+            names.update(f"{statement.name}.{inner}" for part in statement.body for inner in bound_names(part))
     return names
 
 

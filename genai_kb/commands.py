@@ -9,6 +9,7 @@ from genai_kb import terminal
 from genai_kb.holds_if import MeasureError, parse
 from genai_kb.measure import (
     MeasureRefusedError,
+    code_hash,
     compare,
     failures,
     head_commit,
@@ -46,6 +47,11 @@ class RunOptions:
     timeout: float = 600.0
     memory: int = 2048
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is measured will be written somewhere."""
+        return self.record or self.out is not None
+
 
 def run_command(catalog: Catalog, named: list[Item], options: RunOptions) -> int:
     """Measure entries; return the exit code."""
@@ -56,10 +62,11 @@ def run_command(catalog: Catalog, named: list[Item], options: RunOptions) -> int
     try:
         commit = head_commit(catalog.root) if options.record else ""
         plan = {item.slug: _plan(catalog, item, options) for item in items}
+        code = {item.slug: code_hash(catalog, item) for item in items if options.keeps}
     except MeasureRefusedError as error:
         terminal.complain(str(error))
         return USAGE
-    finished = _Finished(catalog, plan, options, commit)
+    finished = _Finished(catalog, plan, options, commit, code)
     tasks = [task for wanted in plan.values() for task in wanted]
     jobs = options.jobs or default_jobs()
     with terminal.Progress(len(tasks)) as progress:
@@ -105,13 +112,17 @@ def _plan(catalog: Catalog, item: Item, options: RunOptions) -> list[Task]:
 class _Finished:
     """Collects outcomes by entry and completes an entry as soon as its last task is done."""
 
-    def __init__(self, catalog: Catalog, plan: dict[str, list[Task]], options: RunOptions, commit: str) -> None:
+    def __init__(
+        self, catalog: Catalog, plan: dict[str, list[Task]], options: RunOptions, commit: str, code: dict[str, str]
+    ) -> None:
         self._catalog = catalog
         self._plan = plan
         self._options = options
         self._commit = commit
+        self._code = code
         self._outcomes: dict[str, list[Outcome]] = {slug: [] for slug in plan}
         self._saved: dict[str, Path] = {}
+        self._refused: dict[str, str] = {}
         self.faults: list[str] = []
         self.progress: terminal.Progress | None = None
 
@@ -125,16 +136,16 @@ class _Finished:
             self._complete(slug)
 
     def _complete(self, slug: str) -> None:
-        if not (self._options.record or self._options.out) or self._options.pilot:
+        if not self._options.keeps:
             return
         item = self._catalog.items[slug]
         try:
             ordered = self._ordered(slug)
             repeated = ordered if self._options.record else [*ordered, ordered[0]]
-            record = make_record(self._catalog, item, repeated, self._commit)
+            record = make_record(self._catalog, item, repeated, self._commit, self._code[slug])
             self._saved[slug] = save_record(self._catalog, record, None if self._options.record else self._options.out)
-        except MeasureRefusedError:
-            return  # report() tells why, with all other faults of the entry
+        except MeasureRefusedError as error:
+            self._refused[slug] = str(error)
 
     def _ordered(self, slug: str) -> list[Outcome]:
         """Outcomes in the order of their tasks; the repetition of a seed stays last."""
@@ -154,8 +165,8 @@ class _Finished:
         for outcome in outcomes:
             if outcome.traceback:
                 terminal.traceback(outcome)
-        if not found and self._options.record and slug not in self._saved:
-            found = self._refusal(slug, outcomes)
+        if not found and self._options.keeps and slug not in self._saved:
+            found = [self._refused.get(slug, f"{slug}: not all seeds were run, so nothing was recorded")]
         for fault in found:
             terminal.complain(fault)
         self.faults += found
@@ -165,16 +176,6 @@ class _Finished:
         terminal.print_run(item, counted, _judgements(item, counted), pilot=self._options.pilot)
         if slug in self._saved:
             terminal.say(f"recorded in {_relative(self._saved[slug], self._catalog.root)}")
-
-    def _refusal(self, slug: str, outcomes: list[Outcome]) -> list[str]:
-        if len(outcomes) < len(self._plan[slug]):
-            return [f"{slug}: not all seeds were run, so nothing was recorded"]
-        try:
-            record = make_record(self._catalog, self._catalog.items[slug], outcomes, self._commit)
-            save_record(self._catalog, record)
-        except MeasureRefusedError as error:
-            return [str(error)]
-        return []
 
 
 def _relative(path: Path, root: Path) -> str:

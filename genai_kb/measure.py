@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from genai_kb.codehash import CodeHasher
-from genai_kb.holds_if import parse
+from genai_kb.codehash import CodeError, CodeHasher
+from genai_kb.holds_if import MeasureError, parse
 from genai_kb.records import (
     COUNTED_SEEDS,
     Environment,
@@ -114,11 +114,33 @@ def head_commit(root: Path) -> str:
     return _git(root, "rev-parse", "HEAD")
 
 
-def make_record(catalog: Catalog, item: Item, outcomes: Sequence[Outcome], commit: str) -> Record:
-    """Turn the outcomes of all counted seeds, and the repetition of the first, into a record.
+def code_hash(catalog: Catalog, item: Item) -> str:
+    """The hash of an entry's code as it is now.
 
     Raises:
-        MeasureRefusedError: a task failed, or the same seed gave other numbers the second time.
+        MeasureRefusedError: the entry has no reproduction, or its code cannot be followed.
+    """
+    if item.reproduction is None:
+        raise MeasureRefusedError(f"{item.slug} has no reproduction yet")
+    try:
+        return CodeHasher(catalog.root).hash(item.reproduction)
+    except (CodeError, OSError) as error:
+        raise MeasureRefusedError(f"{item.slug}: {error}") from error
+
+
+def make_record(catalog: Catalog, item: Item, outcomes: Sequence[Outcome], commit: str, code: str) -> Record:
+    """Turn the outcomes of all counted seeds, and the repetition of the first, into a record.
+
+    Args:
+        catalog: the catalogue before the run.
+        item: the entry that was measured.
+        outcomes: one per counted seed, then the repetition.
+        commit: the commit before the run, empty where nothing needs to be committed.
+        code: what `code_hash` gave before the run.
+
+    Raises:
+        MeasureRefusedError: a task failed, the same seed gave other numbers the second time, the code
+            changed meanwhile, or a claim cannot be judged on these numbers.
     """
     found = failures(item, outcomes)
     if found:
@@ -128,7 +150,13 @@ def make_record(catalog: Catalog, item: Item, outcomes: Sequence[Outcome], commi
         raise MeasureRefusedError(
             f"{item.slug}: seed {repeated.task.seed} gave other numbers the second time; make everything random follow the seed"
         )
-    assert item.reproduction is not None
+    if code_hash(catalog, item) != code:
+        raise MeasureRefusedError(f"{item.slug}: its code changed while it was measured; run it again")
+    for claim in item.entry.claims:
+        try:
+            judge(parse(claim.holds_if), [outcome.metrics or {} for outcome in counted])
+        except MeasureError as error:
+            raise MeasureRefusedError(f"{item.slug}: claim {claim.id} cannot be judged: {error}") from error
     seeds = {
         outcome.task.seed: SeedRun(
             metrics=outcome.metrics or {},
@@ -145,7 +173,7 @@ def make_record(catalog: Catalog, item: Item, outcomes: Sequence[Outcome], commi
         slug=item.slug,
         date=datetime.now(UTC).date().isoformat(),
         commit=commit,
-        code=CodeHasher(catalog.root).hash(item.reproduction),
+        code=code,
         environment=Environment.model_validate(counted[0].environment),
         claims=tuple(RecordedClaim.of(claim) for claim in item.entry.claims),
         seeds=seeds,
@@ -157,13 +185,13 @@ def save_record(catalog: Catalog, record: Record, folder: Path | None = None) ->
     """Write a record beside its reproduction, or into another folder.
 
     Raises:
-        MeasureRefusedError: it is too large.
+        MeasureRefusedError: it is too large, or cannot be written there.
     """
     place = catalog.places[record.slug]
     path = (folder or catalog.root / "reproductions") / place.folder / f"{record.slug}.json"
     try:
         write_record(path, record)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise MeasureRefusedError(f"{record.slug}: {error}") from error
     return path
 
@@ -229,14 +257,16 @@ def compare(item: Item, outcome: Outcome) -> Agreement:
     old = record.seeds[seed].metrics
     shared = sorted(set(old) & set(outcome.metrics))
     differences = [(abs(outcome.metrics[name] - old[name]), name) for name in shared]
-    turned = []
-    for claim in record.claims:
-        if not set(claim.metrics) <= set(shared):
-            continue
-        condition = parse(claim.holds_if)
-        replaced = [outcome.metrics if s == seed else record.seeds[s].metrics for s in sorted(record.seeds)]
-        if judge(condition, replaced).verdict != judge(condition, record.metrics).verdict:
-            turned.append(claim.id)
+    replaced = [outcome.metrics if s == seed else record.seeds[s].metrics for s in sorted(record.seeds)]
+    try:
+        turned = [
+            claim.id
+            for claim in record.claims
+            if set(claim.metrics) <= set(shared)
+            and judge(parse(claim.holds_if), replaced).verdict != judge(parse(claim.holds_if), record.metrics).verdict
+        ]
+    except MeasureError as error:
+        return Agreement(item.slug, seed, error=f"{item.slug} seed {seed}: {error}")
     drift = max(differences, default=(0.0, ""))
     return Agreement(
         item.slug,

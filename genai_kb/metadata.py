@@ -7,7 +7,7 @@ a short hash of each language's text as of the last time both were brought in li
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,7 +41,9 @@ class Person(_Machine):
 class Issued(_Machine):
     """A date as CSL-JSON writes it: [[year, month, day]], the last two optional."""
 
-    date_parts: list[list[int]] = Field(alias="date-parts")
+    date_parts: list[Annotated[list[int], Field(min_length=1, max_length=3)]] = Field(
+        alias="date-parts", min_length=1, max_length=2
+    )
 
 
 class Custom(_Machine):

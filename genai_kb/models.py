@@ -6,9 +6,10 @@ know (does this prerequisite exist?) is the catalogue's business.
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +20,13 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from genai_kb.holds_if import HoldsIfError, parse
 from genai_kb.text import check_line, check_text, check_url, count_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LANGUAGES = ("en", "es")
 
@@ -61,6 +66,40 @@ class Model(BaseModel):
     """Base of all models: no unknown key, no silent conversion, no change after loading."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Misfit(NamedTuple):
+    """What is wrong with a field that only a check of its surroundings can see.
+
+    Attributes:
+        path: leads to the field from the model that is checked.
+        message: what is wrong and how to mend it.
+        offset: where in the field's text, in characters from 0; None for the whole field.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    offset: int | None = None
+
+
+def _refuse(misfits: Sequence[Misfit]) -> None:
+    """Hand all misfits to pydantic, which takes one error from a check.
+
+    Raises:
+        PydanticCustomError: of type "misfits", if there are any.
+    """
+    if misfits:
+        message = "; ".join(misfit.message for misfit in misfits)
+        raise PydanticCustomError("misfits", "{message}", {"message": message, "misfits": list(misfits)})
+
+
+def _condition(text: str) -> str:
+    """Refuse a condition that breaks the grammar, pointing into it."""
+    try:
+        parse(text)
+    except HoldsIfError as error:
+        _refuse([Misfit((), error.message, error.offset)])
+    return text
 
 
 def _quoted(value: Any) -> Any:
@@ -110,6 +149,7 @@ ArxivId = Annotated[
 Url = Annotated[str, AfterValidator(check_url)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_line)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text)]
+HoldsIf = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_condition)]
 IsoDate = Annotated[date, BeforeValidator(_as_date, json_schema_input_type=str)]
 
 
@@ -167,9 +207,9 @@ class Amendment(Model):
 
     date: IsoDate
     """The day of the change, quoted: "2026-11-21"."""
-    holds_if: str
+    holds_if: HoldsIf
     """The condition as it stood before."""
-    metrics: tuple[Name, ...]
+    metrics: Annotated[tuple[Name, ...], BeforeValidator(_tuple)]
     """The metrics as they stood before."""
     test: Bilingual
     """The test as it stood before."""
@@ -192,7 +232,7 @@ class Claim(Model):
     """What is measured here to judge the statement."""
     metrics: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """The metrics that this claim needs; each is defined under the entry's `metrics`."""
-    holds_if: Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+    holds_if: HoldsIf
     """The condition under which the claim counts as reproduced, e.g. "mean(gain) >= 0.1"."""
     trial: Bilingual | None = None
     """What a trial on pilot seeds had shown before the threshold was set, if it informed it."""
@@ -203,14 +243,10 @@ class Claim(Model):
 
     @model_validator(mode="after")
     def _condition_fits_metrics(self) -> Self:
-        try:
-            condition = parse(self.holds_if)
-        except HoldsIfError:
-            return self  # reported by the catalogue, which knows the column
-        unknown = sorted(condition.names - set(self.metrics))
-        if unknown:
-            msg = f"holds_if names {', '.join(unknown)}, which the claim's `metrics` do not list; add it there or mend the name"
-            raise ValueError(msg)
+        words = re.finditer(r"[A-Za-z_]\w*", self.holds_if)
+        unknown = parse(self.holds_if).names - set(self.metrics)
+        message = "names {}, which the claim's `metrics` do not list; add it there or mend the name"
+        _refuse([Misfit(("holds_if",), message.format(word[0]), word.start()) for word in words if word[0] in unknown])
         return self
 
 
@@ -332,17 +368,26 @@ class Entry(Model):
     @model_validator(mode="after")
     def _claims_and_metrics_fit(self) -> Self:
         ids = [claim.id for claim in self.claims]
-        doubled = sorted({claim_id for claim_id in ids if ids.count(claim_id) > 1})
-        if doubled:
-            msg = f"claim id used twice: {', '.join(doubled)}; give each claim its own"
-            raise ValueError(msg)
-        named = {metric for claim in self.claims for metric in claim.metrics}
-        if missing := sorted(named - set(self.metrics)):
-            msg = f"claims name {', '.join(missing)}, which `metrics` does not define; define it there"
-            raise ValueError(msg)
-        if unused := sorted(set(self.metrics) - named):
-            msg = f"`metrics` defines {', '.join(unused)}, which no claim names; list it under a claim's `metrics` or remove it"
-            raise ValueError(msg)
+        named = [(number, metric) for number, claim in enumerate(self.claims) for metric in claim.metrics]
+        found = [
+            Misfit(("claims", number, "id"), f"{claim_id!r} is the id of an earlier claim; give each its own")
+            for number, claim_id in enumerate(ids)
+            if claim_id in ids[:number]
+        ]
+        found += [
+            Misfit(
+                ("claims", number, "metrics"),
+                f"names {metric!r}, which the entry's `metrics` do not define; define it there or mend the name",
+            )
+            for number, metric in named
+            if metric not in self.metrics
+        ]
+        found += [
+            Misfit(("metrics", metric), f"no claim names {metric!r}; list it under a claim's `metrics` or remove it")
+            for metric in self.metrics
+            if metric not in {name for _, name in named}
+        ]
+        _refuse(found)
         return self
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
 from genai_kb.files import write_text
 from genai_kb.holds_if import parse
@@ -79,7 +79,7 @@ class Environment(_Model):
     """Where the numbers come from."""
 
     python: str
-    torch: str
+    torch: str | None
     platform: str
     processor: str
     threads: int
@@ -90,6 +90,13 @@ class Table(_Model):
 
     columns: tuple[str, ...]
     values: list[list[Any]]
+
+    @model_validator(mode="after")
+    def _rows_fill_columns(self) -> Self:
+        if any(len(row) != len(self.columns) for row in self.values):
+            msg = f"a row has not one value for each of the columns {', '.join(self.columns)}"
+            raise ValueError(msg)
+        return self
 
 
 class Record(_Model):
@@ -103,6 +110,15 @@ class Record(_Model):
     claims: tuple[RecordedClaim, ...]
     seeds: dict[int, SeedRun]
     rows: dict[str, Table]
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Self:
+        if tuple(sorted(self.seeds)) != COUNTED_SEEDS:
+            msg = f"has the seeds {', '.join(map(str, sorted(self.seeds)))}, not 101 to 105"
+            raise ValueError(msg)
+        for claim in self.claims:
+            self.judgement(claim.id)
+        return self
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -173,7 +189,7 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record atomically, one figure row a line.
 
     Raises:
-        ValueError: it is larger than 200 KB.
+        ValueError: it is larger than 200 KB, or a row holds a number that JSON does not know (NaN, infinity).
         OSError: it cannot be written; an old record is then untouched.
     """
     data = record.model_dump(mode="json")
@@ -181,7 +197,7 @@ def write_record(path: Path, record: Record) -> None:
     head = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     parts = []
     for panel, table in rows.items():
-        lines = ",\n   ".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in table["values"])
+        lines = ",\n   ".join(_row(values) for values in table["values"])
         names = json.dumps(table["columns"], ensure_ascii=False)
         parts.append(f'  {json.dumps(panel)}: {{"columns": {names}, "values": [\n   {lines}]}}')
     body = ",\n".join(parts)
@@ -191,3 +207,7 @@ def write_record(path: Path, record: Record) -> None:
             f"the record would take {len(text.encode()):,} bytes, at most {MAX_BYTES:,} fit; return fewer rows"
         )
     write_text(path, text)
+
+
+def _row(values: Sequence[Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

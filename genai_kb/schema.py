@@ -11,9 +11,10 @@ from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from genai_kb.yamlio import Document
+    from genai_kb.models import Misfit
+    from genai_kb.yamlio import Document, FieldPath
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,17 +32,40 @@ def validate_document(model: type[M], document: Document) -> M | list[Problem]:
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
-        problems = {_problem(model, document, detail) for detail in error.errors(include_url=False)}
-        return sorted(problems)
+        details = error.errors(include_url=False)
+        told = [detail for detail in details if not _only_echoes(detail, details)]
+        return sorted({problem for detail in told for problem in _problems(model, document, detail)})
 
 
-def _problem(model: type[BaseModel], document: Document, detail: Mapping[str, Any]) -> Problem:
+def _only_echoes(detail: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list counts as too short only because some of its items are wrong, which is told anyway."""
+    loc = detail["loc"]
+    return detail["type"] == "too_short" and any(other["loc"][:-1][: len(loc)] == loc for other in details)
+
+
+def _problems(model: type[BaseModel], document: Document, detail: Mapping[str, Any]) -> Iterator[Problem]:
     path = tuple(detail["loc"])
+    if detail["type"] == "misfits":
+        for misfit in detail["ctx"]["misfits"]:
+            yield _misfit(document, path, misfit)
+        return
     where = document.position(path)
-    if detail["type"] == "extra_forbidden":
+    of_key = path[-1:] == ("[key]",)
+    if of_key:
+        path = path[:-1]
+    if of_key or detail["type"] == "extra_forbidden":
         where = document.key_positions.get(path, where)
-    field = ".".join(str(part) for part in path)
-    return Problem(document.file, *where, field, _message(model, detail))
+    yield Problem(document.file, *where, _dotted(path), _message(model, detail))
+
+
+def _misfit(document: Document, path: FieldPath, misfit: Misfit) -> Problem:
+    path = (*path, *misfit.path)
+    where = document.position(path) if misfit.offset is None else document.scalar_column(path, misfit.offset)
+    return Problem(document.file, *where, _dotted(path), misfit.message)
+
+
+def _dotted(path: FieldPath) -> str:
+    return ".".join(str(part) for part in path)
 
 
 def _message(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
@@ -146,7 +170,9 @@ _EXPLAIN: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"is {len(detail['input']):,} characters long; at most {detail['ctx']['max_length']:,} are allowed, so shorten it"
     ),
     "string_too_short": lambda _: "is empty; write it or remove the key",
-    "too_short": lambda _: "is empty; write it or remove the key",
+    "too_short": lambda detail: (
+        f"has {detail['ctx']['actual_length']} items; at least {detail['ctx']['min_length']} must be there, so add to it"
+    ),
     "too_long": lambda detail: (
         f"has {detail['ctx']['actual_length']} items; at most {detail['ctx']['max_length']} are allowed"
     ),

@@ -74,7 +74,7 @@ def results(catalog: Catalog, language: str) -> pd.DataFrame:
         for claim in item.entry.claims
         if item.record and (judgement := item.judgement(claim))
     ]
-    return pd.DataFrame(
+    rows = [
         {
             "slug": item.slug,
             "claim": claim.id,
@@ -91,4 +91,6 @@ def results(catalog: Catalog, language: str) -> pd.DataFrame:
         }
         for item, record, claim, judgement in judged
         for result in judgement.clauses
-    )
+    ]
+    columns = ["slug", "claim", "statement", "clause", "estimate", "low", "high", "threshold"]
+    return pd.DataFrame(rows, columns=[*columns, "clause_verdict", "verdict", "seeds", "date"])

@@ -204,7 +204,7 @@ def print_entries(frame: pd.DataFrame) -> None:
             if row[verdict.value]
         )
         year = "" if row["year"] != row["year"] or str(row["year"]) == "<NA>" else str(row["year"])
-        table.add_row(row["slug"], row["title"], row["kind"], row["section"], year, counts)
+        table.add_row(row["slug"], Text(row["title"]), row["kind"], row["section"], year, counts)
     _console().print(table)
     say(f"{len(frame)} entries" if len(frame) != 1 else "1 entry")
 

@@ -60,13 +60,18 @@ _REFUSED = {
         rf"{_MARKS}\*?\[(?:\^|[^\[\]]*\]:)": (
             "has a link definition, {}; write the link where it is used, as [text](https://...)"
         ),
-        r"\{[^\n]{0,20}": "has a brace, {}; braces belong in `code` or a $formula$",
+        # A list of attributes follows an element without a space, or begins or ends a line.
+        r"(?<![ (])\{[^\n]{0,40}|^[ ]*\{[^\n]{0,40}|\{[^\n{]*\}[ ]*$|\{[ ]*:[^\n]{0,40}": (
+            "has braces that can set attributes, {}; put braces in `code` or a $formula$"
+        ),
         rf"{_MARKS}#": "has a heading, {}; texts hold none, so write a paragraph, or \\# for the sign",
         rf"{_MARKS}>": "has a quotation, {}; texts hold none, so write a paragraph, or \\> for the sign",
         r"^[ \t]*[=*_|:-][=*_|: \t-]*$": (
             "has a line of signs only, {}, which makes a heading, a rule or a table; leave that line out"
         ),
-        r"~~~+": "has a code block, {}; texts hold `code` within a line only",
+        rf"{_MARKS}(?:~~~|!!!|\?\?\?|: )": (
+            "has a block, {}, that is neither paragraph nor list; only those are allowed, so write one of them"
+        ),
     }.items()
 }
 

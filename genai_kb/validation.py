@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from genai_kb.catalog import Catalog, Item, Place
 from genai_kb.codehash import CodeError, CodeHasher, defined_names
-from genai_kb.holds_if import HoldsIfError, parse
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
-from genai_kb.records import COUNTED_SEEDS, Judged, Record, read_record
+from genai_kb.records import Judged, Record, read_record
 from genai_kb.schema import validate_document
 from genai_kb.site.figures import FigureError, check
 from genai_kb.verdicts import Verdict
 from genai_kb.yamlio import Document, read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from genai_kb.yamlio import FieldPath
 
     _At = Callable[..., tuple[str, int, int, str]]
 
 ROADMAP = "roadmap/roadmap.yaml"
+_NO_ENTRY = {"__init__.py", "entry.schema.json", "roadmap.schema.json"}
 
 
 @dataclass
@@ -79,24 +84,35 @@ def validate(root: Path) -> Validated:
 
 
 def _yaml_files(root: Path) -> list[Path]:
-    """Every entry's file, whether or not the roadmap knows it; folders that are links are not entered."""
+    """Whatever is named like an entry's file, listed or not, folders too; those that are links are not entered."""
     found = []
-    for folder, _, names in os.walk(root / "roadmap"):
-        found += [Path(folder, name) for name in names if name.endswith((".yaml", ".yml"))]
+    for folder, folders, names in os.walk(root / "roadmap"):
+        found += [Path(folder, name) for name in (*folders, *names) if name.endswith((".yaml", ".yml"))]
     return sorted(file for file in found if file.relative_to(root).as_posix() != ROADMAP)
 
 
 def _roadmap_problems(document: Document, roadmap: Roadmap) -> Iterator[Problem]:
-    seen: dict[str, tuple[int, int]] = {}
+    slugs: list[tuple[FieldPath, str]] = []
     for t, track in enumerate(roadmap.tracks):
         for s, section in enumerate(track.sections):
-            for e, slug in enumerate(section.entries):
-                path = ("tracks", t, "sections", s, "entries", e)
-                where = document.position(path)
-                if slug in seen:
-                    message = f"{slug!r} is listed twice, first on line {seen[slug][0]}; keep one"
-                    yield Problem(document.file, *where, ".".join(map(str, path)), message)
-                seen.setdefault(slug, where)
+            path = ("tracks", t, "sections", s, "entries")
+            slugs += [((*path, e), slug) for e, slug in enumerate(section.entries)]
+        sections: list[tuple[FieldPath, str]] = [
+            (("tracks", t, "sections", s, "id"), section.id) for s, section in enumerate(track.sections)
+        ]
+        yield from _listed_twice(document, sections)
+    yield from _listed_twice(document, [(("tracks", t, "id"), track.id) for t, track in enumerate(roadmap.tracks)])
+    yield from _listed_twice(document, slugs)
+
+
+def _listed_twice(document: Document, listed: Sequence[tuple[FieldPath, str]]) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for path, name in listed:
+        line, column = document.position(path)
+        if name in seen:
+            message = f"{name!r} is listed twice, first on line {seen[name]}; keep one"
+            yield Problem(document.file, line, column, ".".join(map(str, path)), message)
+        seen.setdefault(name, line)
 
 
 def _misplaced(root: Path, file: Path, place: Place | None) -> list[Problem]:
@@ -129,13 +145,10 @@ def _read_item(
     record, found = _read_record(root, code.with_suffix(".json"))
     problems += found
     stale = False
-    if record and reproduction:
-        try:
-            stale = hasher.hash(reproduction) != record.code or _claims_differ(entry, record)
-        except CodeError as error:
-            name = error.file.relative_to(root).as_posix()
-            problems.append(Problem(name, error.line, 1, "", error.message))
-            stale = True
+    if reproduction:
+        current, found = _code_hash(root, hasher, reproduction)
+        problems += found
+        stale = record is not None and (current != record.code or _claims_differ(entry, record))
     return Item(
         slug, place, entry, metadata or provisional_metadata(slug, entry), reproduction, record, stale
     ), problems
@@ -150,10 +163,26 @@ def _read_record(root: Path, file: Path) -> tuple[Record | None, list[Problem]]:
         return None, [_machine_written(root, file, error)]
 
 
+def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str | None, list[Problem]]:
+    try:
+        return hasher.hash(reproduction), []
+    except CodeError as error:
+        return None, [Problem(error.file.relative_to(root).as_posix(), error.line, 1, "", error.message)]
+    except OSError as error:
+        message = f"the code cannot be read ({type(error).__name__}); check its name and its permissions"
+        return None, [Problem(reproduction.relative_to(root).as_posix(), 1, 1, "", message)]
+
+
 def _machine_written(root: Path, file: Path, error: Exception) -> Problem:
-    reason = " ".join(str(error).split())[:200]
+    field, reason = "", type(error).__name__
+    line, column = 1, 1
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_url=False, include_input=False)[0]
+        field, reason = ".".join(map(str, detail["loc"])), detail["msg"]
+        if place := re.search(r" at line (\d+) column (\d+)$", reason):
+            line, column, reason = int(place[1]), max(int(place[2]), 1), reason[: place.start()]
     message = f"is not as the tool writes it ({reason}); restore it from git, or remove it and let the tool write it"
-    return Problem(file.relative_to(root).as_posix(), 1, 1, "", message)
+    return Problem(file.relative_to(root).as_posix(), line, column, field, message)
 
 
 def provisional_metadata(slug: str, entry: Entry) -> Metadata:
@@ -187,13 +216,6 @@ def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterato
     for number, slug in enumerate(entry.prerequisites):
         if slug not in catalog.places:
             yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
-    for number, claim in enumerate(entry.claims):
-        try:
-            parse(claim.holds_if)
-        except HoldsIfError as error:
-            path = ("claims", number, "holds_if")
-            where = document.scalar_column(path, error.offset)
-            yield Problem(document.file, *where, ".".join(map(str, path)), error.message)
     yield from _formula_problems(document)
     yield from _metadata_problems(item, document)
     yield from _reproduction_problems(item, at)
@@ -225,6 +247,9 @@ def _strings(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple
 
 def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
     name = document.file
+    if item.metadata.bibliography.id != item.slug:
+        message = f"is {item.metadata.bibliography.id!r}, not the slug; restore the file from git"
+        yield Problem(str(Path(name).with_suffix(".json").as_posix()), 1, 1, "bibliography.id", message)
     known = item.metadata.bibliography.custom.arxiv
     if known != item.entry.arxiv:
         message = f"is {item.entry.arxiv!r}, but the bibliographic file says {known!r}; one of them is wrong"
@@ -255,12 +280,8 @@ def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
         return
     try:
         names = defined_names(item.reproduction.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
-        message = (
-            f"the reproduction is not valid Python (line {getattr(error, 'lineno', 1)}: {getattr(error, 'msg', error)})"
-        )
-        yield Problem(*at(), message)
-        return
+    except (SyntaxError, ValueError, OSError):
+        return  # told where its code is hashed
     if "run" not in names or "SHORT" not in names:
         yield Problem(*at(), "the reproduction lacks `run` or `SHORT`; define both, as its neighbours do")
     for number, note in enumerate(entry.walkthrough or ()):
@@ -277,8 +298,9 @@ def _record_problems(item: Item, at: _At) -> Iterator[Problem]:
         return
     if item.reproduction is None:
         yield Problem(*at(), "there is a record but no reproduction; restore it or remove the record")
-    if record.slug != item.slug or tuple(sorted(record.seeds)) != COUNTED_SEEDS:
-        yield Problem(*at(), f"the record is not one of {item.slug!r} over the seeds 101 to 105; run --record again")
+        return
+    if record.slug != item.slug:
+        yield Problem(*at(), f"the record beside the reproduction is one of {record.slug!r}; run --record again")
     yield from unamended(item, at)
     yield from _unshown(item, record, at)
     if item.stale:
@@ -329,6 +351,8 @@ def _cycles(catalog: Catalog, documents: dict[str, Document]) -> Iterator[Proble
         trail: list[str] = []
         circle = _find_circle(catalog, start, trail, done)
         if circle:
+            first = circle.index(min(circle, key=lambda slug: catalog.places[slug].number))
+            circle = [*circle[first:], *circle[:first]]
             document = documents[circle[0]]
             message = f"prerequisites go round in a circle: {' -> '.join([*circle, circle[0]])}; remove one of them"
             yield Problem(document.file, *document.position(("prerequisites",)), "prerequisites", message)
@@ -352,8 +376,13 @@ def _find_circle(catalog: Catalog, slug: str, trail: list[str], done: set[str]) 
 def _strays(catalog: Catalog, root: Path) -> Iterator[Problem]:
     """Machine-written files and reproductions that belong to no entry."""
     for top, suffixes in (("roadmap", {".json"}), ("reproductions", {".py", ".json"})):
-        for track in catalog.roadmap.tracks:
-            for file in sorted((root / top / track.id).rglob("*")):
-                if file.suffix in suffixes and file.stem not in catalog.places:
-                    name = file.relative_to(root).as_posix()
-                    yield Problem(name, 1, 1, "", "belongs to no entry of the roadmap; rename or remove it")
+        for file in sorted((root / top).rglob("*")):
+            inside = file.relative_to(root / top)
+            if file.suffix not in suffixes or inside.parts[0] == "lab" or inside.name in _NO_ENTRY:
+                continue
+            place = catalog.places.get(file.stem)
+            expected = f"{place.folder}/{file.name}" if place else ""
+            if inside.as_posix() != expected:
+                advice = f"move it to {top}/{expected}" if place else "rename or remove it"
+                message = f"is not where an entry of the roadmap has it; {advice}"
+                yield Problem(f"{top}/{inside.as_posix()}", 1, 1, "", message)

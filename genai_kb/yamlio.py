@@ -47,6 +47,12 @@ _QUOTED = re.compile(r"""'(?P<single>(?:''|[^'])*)'|"(?P<double>(?:\\.|[^"\\])*)
 _SINGLE_QUOTED = re.compile(r"''|.")
 _DOUBLE_QUOTED = re.compile(r"\\x.{2}|\\u.{4}|\\U.{8}|\\.|.")
 
+_ESCAPE_HINT = "a backslash begins an escape in double quotes; keep backslashes in single quotes or a `>-` block"
+_OPEN_QUOTE_HINT = (
+    "a quote is opened here and not closed before a backslash on a later line; "
+    "add the closing quote, or keep backslashes in single quotes or a `>-` block"
+)
+
 # What libyaml or PyYAML says, and what that means for someone who writes an entry.
 _SYNTAX_HINTS = {
     re.compile("unexpected end of stream|unexpected document"): (
@@ -62,9 +68,7 @@ _SYNTAX_HINTS = {
     re.compile("cannot start any token"): (
         "no text can begin with this character; put the text in quotes or a `>-` block"
     ),
-    re.compile("escape|hexa?decimal"): (
-        "a backslash begins an escape in double quotes; keep backslashes in single quotes or a `>-` block"
-    ),
+    re.compile("escape|hexa?decimal"): _ESCAPE_HINT,
     re.compile("tag|anchor|alias"): "tags, anchors and aliases are refused; put the text in quotes",
     re.compile("could not find expected ':'"): (
         "a key lacks its colon, or a text stands too far left; write `key: value`, long texts indented below"
@@ -433,6 +437,9 @@ class _Builder:
         if _AT_CONTEXT.search(said):
             mark = getattr(error, "context_mark", None) or mark
         hint = next((hint for pattern, hint in _SYNTAX_HINTS.items() if pattern.search(said)), _NO_HINT)
+        opened = getattr(error, "context_mark", None)
+        if hint is _ESCAPE_HINT and opened and mark and opened.line < mark.line:
+            mark, hint = opened, _OPEN_QUOTE_HINT
         parent = self.stack[-1] if self.stack else _Open((), {})
         path = parent.path if parent.key is None else (*parent.path, parent.key)
         self._report(_position(mark), hint, path)

@@ -37,6 +37,7 @@ from genai_kb.text import (
         "-5 degrees, +3, and 2 * 3 = 6 * 1.",
         "[cite] in brackets [x] [y](https://example.org).",
         "Emoji 🙂 and 日本語.",
+        "The rate is one of {1e-3, 3e-3}, the same ({a, b}) for both arms.",
     ],
 )
 def test_a_text_within_the_rules_passes_unchanged(text: str) -> None:
@@ -92,11 +93,17 @@ def test_a_text_within_the_rules_passes_unchanged(text: str) -> None:
         ("Title\n-", "line of signs only"),
         ("a | b\n--|--\n1 | 2", "line of signs only"),
         ("> quoted", "a quotation"),
-        ("~~~\ncode\n~~~", "a code block"),
+        ("~~~\ncode\n~~~", "a block, `~~~`, that is neither paragraph nor list"),
+        ("!!! note\n    text", "a block, `!!!`"),
+        ("term\n: definition", "a block"),
         ("```\ncode\n```", "backtick without a partner"),
-        ("*x*{: onclick=alert}", "a brace, `{: onclick=alert}`"),
-        ("[x](https://example.org){onclick=alert}", "a brace"),
-        ("`x`{.big}", "a brace"),
+        ("*x*{: onclick=alert}", "braces that can set attributes, `{: onclick=alert}`"),
+        ("[x](https://example.org){onclick=alert}", "braces that can set attributes"),
+        ("`x`{.big}", "braces that can set attributes"),
+        ("- item { onclick=alert }", "braces that can set attributes"),
+        ("text\n {x} `code`", "braces that can set attributes"),
+        ("text\n{onclick=alert}", "braces that can set attributes"),
+        ("text {: .big} text", "braces that can set attributes"),
         ("`x", "backtick without a partner"),
         ("`x\ny`", "backtick without a partner"),
         ("`x``", "backtick without a partner"),
@@ -317,9 +324,10 @@ class _Page(HTMLParser):
 # fmt: off
 FRAGMENTS = [
     "<", "b>", "<script>", "</", "!--", "-->", "`", "``", "```", "\\", "#", "=", "---", "[", "]", "(", ")",
-    "](https://a.b)", "https://a.b", "javascript:", "x", "{", "}", "{:onclick=x}", "!", "![", "[x]:",
-    "<1@b>", "@", "*", "_", "**", "|", "a|b", "~~~", "&", "&lt;", "&#60;", ";", "'", '"', "<a", "`<b>`",
-    "``<b>``", "[`x`](https://a.b/c)", "[^1]:", "\\`", "\\<", "-", "1.", " ", "\n", "\n\n", "    ", "- ",
+    "](https://a.b)", "https://a.b", "javascript:", "x", "{", "}", " {:onclick=x}", "{onclick=x}", " {x",
+    "!", "![", "[x]:", "<1@b>", "@", "*", "_", "**", "|", "a|b", "~~~", "&", "&lt;", "&#60;", ";", "'", '"',
+    "<a", "`<b>`", "``<b>``", "[`x`](https://a.b/c)", "[^1]:", "\\`", "\\<", "-", "1.", "!!!", ": ", "({x}",
+    " {x} ", "}\n", " ", "\n", "\n\n", "    ", "- ",
 ]
 # fmt: on
 
@@ -332,7 +340,7 @@ def test_no_text_that_passes_renders_to_a_tag_that_was_not_provided_for(text: st
         check_text(text)
     except ValueError:
         return
-    extensions = ["tables", "fenced_code", "attr_list", "md_in_html", "footnotes", "abbr"]
+    extensions = ["tables", "fenced_code", "attr_list", "md_in_html", "footnotes", "abbr", "def_list", "admonition"]
     page = _Page()
     page.feed(markdown.markdown(text, extensions=extensions))
     page.close()

@@ -80,7 +80,7 @@
     more.hidden = results.length <= first.length
     dialog.scrollTop = 0
     const { none, one, many, inexact } = dialog.dataset
-    if (query && first.length && !shares(query, first[0])) status.textContent = inexact
+    if (query && first.length && !first.some((page) => shares(query, page))) status.textContent = inexact
     else status.textContent = [none, one][results.length] ?? many.replace("{n}", results.length)
   }
 
@@ -115,7 +115,7 @@
   }
 
   // Pagefind cuts an unknown word back until something matches. That is an answer to another
-  // question unless the page has a word that begins like the one asked for.
+  // question unless a page has a word that begins like one asked for.
   function shares(query, page) {
     const wanted = words(query)
     const has = words([page.meta.title, page.meta.kw, page.content].join(" "))

@@ -16,7 +16,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genai_kb.models import LANGUAGES
 
@@ -107,6 +107,15 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that a browser may leave in the middle of an answer."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback of any error but a lost connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _check_replaceable(root: Path, out: Path) -> None:
     """Refuse a folder that holds something else: building removes what is there."""
     if root.resolve().is_relative_to(out.resolve()):
@@ -116,12 +125,14 @@ def _check_replaceable(root: Path, out: Path) -> None:
 
 
 def _start_mkdocs(root: Path, folder: Path, language: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(root / "mkdocs.yml"), "-d", str(folder.resolve())]
+    # Not -q, which would also hide the warnings that strict mode turns into a failure.
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(root / "mkdocs.yml")]
+    command += ["-d", str(folder.resolve())]
     return _start(command, root, {"GENAI_KB_LANGUAGE": language, "NO_MKDOCS_2_WARNING": "1"})
 
 
 def _start(command: list[str], root: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - the commands are this module's own
         command,
         cwd=root,
         env=os.environ | environment,
@@ -157,7 +168,7 @@ def _server(out: Path, port: int) -> ThreadingHTTPServer:
     handler = partial(_Handler, directory=str(out))
     for candidate in range(port, min(port + _PORTS_TRIED, 65536)):
         try:
-            return ThreadingHTTPServer(("127.0.0.1", candidate), handler)
+            return _Server(("127.0.0.1", candidate), handler)
         except OSError:
             continue
     raise BuildError(f"no free port from {port} on; choose another with --port")

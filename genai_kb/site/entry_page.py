@@ -7,9 +7,10 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from genai_kb.bibliography import bibtex, folded
+from genai_kb.codehash import bound_names
 from genai_kb.models import LANGUAGES, Seen
 from genai_kb.site.figures import draw, table
-from genai_kb.site.markup import attribute, plain, prose, questions
+from genai_kb.site.markup import attribute, code_span, plain, prose, questions
 from genai_kb.site.words import KINDS, SEEN, VERDICTS, WORDS
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def entry_page(catalog: Catalog, item: Item, language: str) -> str:
     parts += _run(item, language)
     parts += [f"## {words['questions']}", questions(entry.questions, language)]
     parts += _neighbours(catalog, item, language)
-    parts += [f"## {words['cite']}", f"```bibtex\n{bibtex(item.metadata.bibliography)}```"]
+    parts += [f"## {words['cite']}", _fenced(bibtex(item.metadata.bibliography), "bibtex")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -154,7 +155,7 @@ def _claim(item: Item, claim: Claim, number: int, language: str) -> str:
             [
                 (words["place"], f"{plain(claim.place[language])} {mark}"),
                 (words["test"], prose(claim.test[language])),
-                (words["holds_if"], f"`{' '.join(claim.holds_if.split())}`"),
+                (words["holds_if"], code_span(claim.holds_if)),
             ]
         ),
     ]
@@ -173,7 +174,7 @@ def _claim(item: Item, claim: Claim, number: int, language: str) -> str:
 def _measured(clauses: tuple[ClauseResult, ...], words: dict[str, str], language: str) -> str:
     head = f"| {words['condition']} | {words['estimate']} | {words['interval']} | {words['outcome']} |\n|---|---:|---:|---|"
     rows = [
-        f"| `{result.clause.text}` | {number(result.estimate)} | {_interval(result, words)} | {badge(result.outcome, language)} |"
+        f"| {code_span(result.clause.text)} | {number(result.estimate)} | {_interval(result, words)} | {badge(result.outcome, language)} |"
         for result in clauses
     ]
     return _table(words["conditions"], head, rows)
@@ -226,7 +227,7 @@ def _fold(title: str, content: str) -> str:
 def _amendment(amendment: Amendment, language: str) -> str:
     words = WORDS[language]
     title = words["amended"].format(date=amendment.date.isoformat())
-    before = f"{words['amended_before']}: `{' '.join(amendment.holds_if.split())}`\n\n{prose(amendment.test[language])}"
+    before = f"{words['amended_before']}: {code_span(amendment.holds_if)}\n\n{prose(amendment.test[language])}"
     return _fold(title, f"{prose(amendment.why[language])}\n\n{before}")
 
 
@@ -241,17 +242,17 @@ def _code(item: Item, language: str) -> list[str]:
         parts.append(
             '<section class="kb-walk" markdown>\n<div class="kb-note" markdown>\n\n'
             f"### `{note.name}` {{#code-{note.name.replace('.', '-').lower()}}}{origin}\n\n{prose(note.note[language])}\n</div>\n"
-            f'<div class="kb-code" markdown>\n\n{_fenced(snippet(source, note.name))}\n\n</div>\n</section>'
+            f'<div class="kb-code" markdown>\n\n{_fenced(snippet(source, note.name), "python")}\n\n</div>\n</section>'
         )
-    return [*parts, _fold(f"{words['full_code']}: {item.slug}.py", _fenced(source))]
+    return [*parts, _fold(f"{words['full_code']}: {item.slug}.py", _fenced(source, "python"))]
 
 
-def _fenced(code: str) -> str:
+def _fenced(code: str, language: str) -> str:
     """A code block whose fence is longer than any run of backticks inside."""
     fence = "```"
     while fence in code:
         fence += "`"
-    return f"{fence}python\n{code.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{code.rstrip()}\n{fence}"
 
 
 def snippet(source: str, name: str) -> str:
@@ -263,23 +264,16 @@ def snippet(source: str, name: str) -> str:
     body = ast.parse(source).body
     found: ast.stmt | None = None
     for part in name.split("."):
-        found = next((statement for statement in body if _binds(statement, part)), None)
+        found = next((statement for statement in body if part in bound_names(statement)), None)
         if found is None:
             raise KeyError(name)
         body = getattr(found, "body", [])
     assert found is not None
     decorators = getattr(found, "decorator_list", [])
     first = min([found.lineno, *(decorator.lineno for decorator in decorators)])
-    lines = source.splitlines()[first - 1 : found.end_lineno]
+    lines = source.split("\n")[first - 1 : found.end_lineno]  # the line ends that Python counts
     margin = found.col_offset
     return "\n".join(line[margin:] if line[:margin].isspace() else line for line in lines)
-
-
-def _binds(statement: ast.stmt, name: str) -> bool:
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        return statement.name == name
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
 def _run(item: Item, language: str) -> list[str]:
@@ -304,7 +298,7 @@ def _measured_with(record: Record, words: dict[str, str]) -> str:
     versions = f"Python {where.python} · PyTorch {where.torch} · {where.platform} · {where.processor}"
     return _definitions(
         [
-            (words["measured_on"], f"{record.date}: {cost}"),
+            (words["measured_on"], plain(f"{record.date}: {cost}")),
             (words["environment"], plain(versions)),
             (words["commit"], f"<code>{plain(record.commit[:12])}</code>"),
         ]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from genai_kb.models import Question
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>&$~^|#!\"]")
-_LINK_TARGET = re.compile(r"\]\(\s*(?!https://)[^)]*\)?")
+# What Markdown reads as a tag, attributes, a formula, a definition, a link to elsewhere or an image.
+_READ = re.compile(r"\\\\|<|\{|\$|\\[()\[\]]|\](?=:)|\]\((?!https://)|!(?=\[)")
 
 
 def plain(text: str) -> str:
@@ -29,15 +30,15 @@ def plain(text: str) -> str:
 def prose(text: str) -> str:
     r"""An author's Markdown, made safe.
 
-    Outside code and formulas, `<` and `{` become entities, and links to anything but https lose their
-    target. Formulas are handed on as \(...\) and $$...$$ with no `<` left in them.
+    Outside code and formulas, `<`, `{` and whatever would begin a formula, an image or a link to anything
+    but https become entities. Formulas are handed on as \(...\) and $$...$$ with no `<` left in them.
     """
     parts = []
-    for kind, part in split_markup(text.strip()):
+    for kind, part in split_markup(_without_placeholders(text.strip())):
         if kind == "text":
             parts.append(_defused(part))
         elif kind == "code":
-            parts.append(_code_span(part))
+            parts.append(code_span(part))
         elif kind == "math":
             parts.append(rf"\({_formula(part)}\)")
         else:
@@ -45,13 +46,22 @@ def prose(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
 
 
+def _without_placeholders(text: str) -> str:
+    """Text without the two characters that Python-Markdown drops at first, as they mark its own finds."""
+    return text.replace("\x02", "").replace("\x03", "")
+
+
 def _defused(text: str) -> str:
-    text = text.replace("<", "&lt;").replace("{", "&#123;").replace("$", "&#36;").replace("]:", r"]\:")
-    return _LINK_TARGET.sub("]", text).replace("![", "!\\[")
+    return _READ.sub(lambda match: _entities(match[0]), text)
 
 
-def _code_span(code: str) -> str:
-    """Code between more backticks than it holds in a row."""
+def _entities(found: str) -> str:
+    return found if found == r"\\" else "".join(f"&#{ord(char)};" for char in found.removeprefix("\\"))
+
+
+def code_span(code: str) -> str:
+    """Code on one line, between more backticks than it holds in a row."""
+    code = " ".join(_without_placeholders(code).split())
     ticks = "`"
     while ticks in code:
         ticks += "`"
@@ -60,8 +70,9 @@ def _code_span(code: str) -> str:
 
 
 def _formula(latex: str) -> str:
-    latex = " ".join(latex.split())
-    return latex.replace("<", r"\lt ").replace(">", r"\gt ").replace(r"\)", ")").replace(r"\]", "]")
+    r"""One line without what Markdown would read before it reads formulas: tags, code, the formula's end."""
+    latex = " ".join(latex.split()).replace("`", "‘").replace("<", r"\lt ").replace(">", r"\gt ")
+    return re.sub(r"\\(.)", lambda pair: pair[1] if pair[1] in ")]" else pair[0], latex)
 
 
 def attribute(text: str) -> str:

@@ -21,6 +21,7 @@ from mkdocs.structure.files import File
 
 from genai_kb.problems import ProblemsError
 from genai_kb.site.maths import FormulaError, to_mathml
+from genai_kb.site.words import WORDS as PAGE_WORDS
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -35,12 +36,12 @@ LANGUAGES = ("en", "es")
 WORDS = {
     "en": {
         "name": "GenAI KB",
-        "description": "A roadmap of generative AI whose claims are measured.",
         "dark": "Switch to dark colours",
         "light": "Switch to light colours",
         "other_code": "es",
         "other_name": "Español",
         "other_title": "Esta página en español",
+        "path": "Where this page stands",
         "search": "Search",
         "search_hint": "Search methods, papers, topics",
         "close": "Close",
@@ -59,14 +60,14 @@ WORDS = {
     },
     "es": {
         "name": "GenAI KB",
-        "description": "Una hoja de ruta de la IA generativa cuyas afirmaciones se miden.",
         "dark": "Cambiar a colores oscuros",
         "light": "Cambiar a colores claros",
         "other_code": "en",
         "other_name": "English",
         "other_title": "This page in English",
+        "path": "Dónde está esta página",
         "search": "Buscar",
-        "search_hint": "Busque métodos, artículos, temas",
+        "search_hint": "Busca métodos, artículos, temas",
         "close": "Cerrar",
         "track": "Ruta",
         "kind": "Tipo",
@@ -88,19 +89,20 @@ _HOME = "index.md"
 # Both list what other pages say, so a search that found them would hide those.
 _NOT_SEARCHED = (_HOME, "catalogue.md")
 
-_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+# What MkDocs makes of a formula, with the punctuation behind it.
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>([,.;:!?)]*)', re.DOTALL)
 _PARAGRAPH = re.compile(r'<p(?: class="kb-lead")?>(.*?)</p>', re.DOTALL)
 _DESCRIPTION_LENGTH = 160
 
 
-class Options(Config):
+class Options(Config):  # type: ignore[no-untyped-call]
     """The plugin's options in mkdocs.yml."""
 
     language = config_options.Choice(LANGUAGES, default="en")
     """The language that this build is in."""
 
 
-class GenaiKbPlugin(BasePlugin[Options]):
+class GenaiKbPlugin(BasePlugin[Options]):  # type: ignore[no-untyped-call]
     """Builds the site of one language."""
 
     def on_config(self, config: MkDocsConfig) -> MkDocsConfig:
@@ -125,12 +127,12 @@ class GenaiKbPlugin(BasePlugin[Options]):
         config.nav = _escaped(navigation(catalog, language))
         config.docs_dir = str(docs / language)
         config.site_name = words["name"]
-        config.site_description = words["description"]
-        config.copyright = f"{words['name']} · {words['description']}"
+        config.site_description = PAGE_WORDS[language]["site_description"]
+        config.copyright = f"{config.site_name} · {config.site_description}"
         config.extra["words"] = words
         config.extra["homepage"] = "."
-        # MkDocs would give it absolute addresses; docs/root has one that works under any path.
-        config.theme.static_templates.discard("404.html")
+        # A 404 page and a site map would need the site's address; docs/root has a page without.
+        config.theme.static_templates.clear()
         for option, name in zip(config.theme["palette"], ("dark", "light"), strict=True):
             option["toggle"]["name"] = words[name]
         return config
@@ -139,10 +141,10 @@ class GenaiKbPlugin(BasePlugin[Options]):
         """Add the generated pages and the assets that both languages share."""
         for path, text in self._pages.items():
             files.append(File.generated(config, path, content=text))
-        for path in sorted(self._shared.rglob("*")):
-            if path.is_file():
-                name = path.relative_to(self._shared.parent).as_posix()
-                files.append(File.generated(config, name, abs_src_path=str(path)))
+        for asset in sorted(self._shared.rglob("*")):
+            if asset.is_file():
+                name = asset.relative_to(self._shared.parent).as_posix()
+                files.append(File.generated(config, name, abs_src_path=str(asset)))
         return files
 
     def on_nav(self, nav: Navigation, *, config: MkDocsConfig, files: Files) -> Navigation:  # noqa: ARG002
@@ -175,8 +177,13 @@ class GenaiKbPlugin(BasePlugin[Options]):
             raise PluginError(f"{path}: a formula cannot be shown: {error}") from error
 
     def on_page_context(
-        self, context: TemplateContext, *, page: Page, config: MkDocsConfig, nav: Navigation
-    ) -> TemplateContext:  # noqa: ARG002
+        self,
+        context: TemplateContext,
+        *,
+        page: Page,
+        config: MkDocsConfig,
+        nav: Navigation,  # noqa: ARG002
+    ) -> TemplateContext:
         """Say where the same page stands in the other language, and where both languages begin."""
         above = posixpath.join(context["base_url"], "..")
         other = WORDS[self.config.language]["other_code"]
@@ -224,10 +231,11 @@ def _hidden(page: Page) -> list[Literal["navigation", "toc", "path"]]:
 
 
 def _mathml(formula: re.Match[str]) -> str:
-    _, bracket, latex = formula.groups()
-    if bracket == "(":
-        return to_mathml(unescape(latex), display=False)
-    return f'<div class="kb-formula" tabindex="0">{to_mathml(unescape(latex), display=True)}</div>'
+    _, bracket, latex, punctuation = formula.groups()
+    if bracket == "[":
+        return f'<div class="kb-formula" tabindex="0">{to_mathml(unescape(latex), display=True)}</div>{punctuation}'
+    mathml = to_mathml(unescape(latex), display=False)
+    return f'<span class="kb-nowrap">{mathml}{punctuation}</span>' if punctuation else mathml
 
 
 def _description(html: str) -> str:
@@ -235,6 +243,6 @@ def _description(html: str) -> str:
     paragraph = _PARAGRAPH.search(html)
     if not paragraph:
         return ""
-    without_formulas = _FORMULA.sub(r"\3", paragraph[1])
+    without_formulas = _FORMULA.sub(r"\3\4", paragraph[1])
     text = " ".join(Markup(without_formulas).striptags().split())  # noqa: S704 - tags are taken out
     return text if len(text) <= _DESCRIPTION_LENGTH else text[:_DESCRIPTION_LENGTH].rsplit(" ", 1)[0] + " …"

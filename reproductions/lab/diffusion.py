@@ -74,7 +74,7 @@ def ddim_sample(
     generator: torch.Generator,
     *,
     steps: int | None = None,
-    clamp: bool = True,
+    clamp: float = 1.0,
     guidance: float = 0.0,
     eta: float = 0.0,
 ) -> Tensor:
@@ -87,7 +87,8 @@ def ddim_sample(
         shape: of the batch of samples.
         generator: of the starting noise, and of the noise added on the way if eta > 0.
         steps: visit this many of the T noise levels, evenly spaced; all of them if None.
-        clamp: keep the predicted clean image within [-1, 1] at each step.
+        clamp: keep the predicted clean image within [-clamp, clamp] at each step; `math.inf` for no bound.
+            1 pulls the digits, of which most pixels are exactly -1, somewhat to grey; 3 does not.
         guidance: see `guided_noise`.
         eta: 0 follows the starting noise deterministically, 1 is ancestral sampling.
 
@@ -103,9 +104,8 @@ def ddim_sample(
         time = torch.full((len(x),), float(visited[i - 1]) / T)
         eps = guided_noise(model, x, time, labels, guidance)
         clean = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
-        if clamp:
-            clean = clean.clamp(-1, 1)
-            eps = (x - math.sqrt(abar) * clean) / math.sqrt(1 - abar)
+        clean = clean.clamp(-clamp, clamp)
+        eps = (x - math.sqrt(abar) * clean) / math.sqrt(1 - abar)  # what agrees with the clamped image
         variance = eta**2 * (1 - abar_next) / (1 - abar) * (1 - abar / abar_next)
         x = math.sqrt(abar_next) * clean + math.sqrt(1 - abar_next - variance) * eps
         if variance > 0:
@@ -121,7 +121,7 @@ def ancestral_sample(
     generator: torch.Generator,
     *,
     steps: int | None = None,
-    clamp: bool = True,
+    clamp: float = 1.0,
     guidance: float = 0.0,
 ) -> Tensor:
     """Sample as DDPM does (arXiv:2006.11239, algorithm 2) with the variance of the posterior, equation 7.

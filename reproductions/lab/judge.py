@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from reproductions.lab import digits
+from reproductions.lab.digits import CLASSES, batches, fixed_split, load
 from reproductions.lab.seeding import generator, init_model
 from reproductions.lab.training import accuracy, train
 
@@ -25,7 +25,7 @@ class DigitJudge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
-        self.head = nn.Linear(32, digits.CLASSES)
+        self.head = nn.Linear(32, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to logits (n, 10)."""
@@ -52,10 +52,10 @@ class DigitJudge(nn.Module):
 @functools.cache
 def digit_judge() -> DigitJudge:
     """The one judge, fitted on the 397 judge-train images of `digits.fixed_split`, from a fixed seed."""
-    images, labels = digits.load((-1.0, 1.0))
-    _, judge_train, _ = digits.fixed_split()
+    images, labels = load((-1.0, 1.0))
+    _, judge_train, _ = fixed_split()
     judge = init_model(DigitJudge, 0, "digit judge")
-    indices = digits.batches(len(judge_train), 64, 400, generator(0, "digit judge"))
+    indices = batches(len(judge_train), 64, 400, generator(0, "digit judge"))
     train(
         judge,
         lambda index: nn.functional.cross_entropy(judge(images[index]), labels[index]),

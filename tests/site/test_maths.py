@@ -43,7 +43,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize("display", [True, False])
-def test_a_formula_becomes_one_mathml_element_that_xml_readers_accept(formula: str, display: bool):
+def test_a_formula_becomes_one_mathml_element_that_xml_readers_accept(formula: str, display: bool) -> None:
     root = ET.fromstring(to_mathml(formula, display=display))
 
     assert root.tag == "math"
@@ -55,12 +55,12 @@ def test_a_formula_becomes_one_mathml_element_that_xml_readers_accept(formula: s
     ("formula", "letter"),
     [(r"\mathbb{E}", "𝔼"), (r"\mathcal{N}", "𝒩"), (r"\mathbf{x}", "𝐱"), (r"\boldsymbol{\theta}", "𝜽")],
 )
-def test_alphabets_are_unicode_letters_because_browsers_ignore_mathvariant(formula: str, letter: str):
+def test_alphabets_are_unicode_letters_because_browsers_ignore_mathvariant(formula: str, letter: str) -> None:
     assert letter in to_mathml(formula, display=False)
 
 
 @pytest.mark.parametrize(("formula", "offset", "words"), MALFORMED)
-def test_a_malformed_formula_is_refused_with_its_place(formula: str, offset: int | None, words: str):
+def test_a_malformed_formula_is_refused_with_its_place(formula: str, offset: int | None, words: str) -> None:
     with pytest.raises(FormulaError) as caught:
         to_mathml(formula, display=True)
 
@@ -71,22 +71,22 @@ def test_a_malformed_formula_is_refused_with_its_place(formula: str, offset: int
 
 
 @pytest.mark.parametrize(("formula", "words"), REFUSED)
-def test_a_formula_may_not_reach_beyond_itself(formula: str, words: str):
+def test_a_formula_may_not_reach_beyond_itself(formula: str, words: str) -> None:
     with pytest.raises(FormulaError, match=words.replace("\\", r"\\")):
         to_mathml(formula, display=True)
 
 
-def test_a_line_break_before_a_word_is_no_command():
+def test_a_line_break_before_a_word_is_no_command() -> None:
     assert "<mtable" in to_mathml(r"\begin{aligned} a \\let &= b \end{aligned}", display=True)
 
 
-def test_a_formula_that_is_too_long_is_refused():
+def test_a_formula_that_is_too_long_is_refused() -> None:
     with pytest.raises(FormulaError, match="split it"):
         to_mathml("x" * (MAX_FORMULA + 1), display=False)
 
 
 @given(st.text(alphabet=st.sampled_from(list(r"<>&'\"abx{}^_$\ #%=/")), max_size=40))
-def test_no_formula_can_bring_a_foreign_tag_into_the_page(formula: str):
+def test_no_formula_can_bring_a_foreign_tag_into_the_page(formula: str) -> None:
     try:
         html = to_mathml(formula, display=False)
     except FormulaError:
@@ -96,11 +96,11 @@ def test_no_formula_can_bring_a_foreign_tag_into_the_page(formula: str):
     assert tags <= {"math", "mrow", "mi", "mo", "mn", "msup", "msub", "msubsup", "mspace", "mtext", "mpadded"}
 
 
-def test_a_text_without_faults_has_no_problems():
+def test_a_text_without_faults_has_no_problems() -> None:
     assert check_formulas(r"Rank $r$ costs \$5, `code $\foo$`, and $$a = b$$ is shown.") == []
 
 
-def test_each_bad_formula_of_a_text_is_reported_at_its_place():
+def test_each_bad_formula_of_a_text_is_reported_at_its_place() -> None:
     text = r"A price of \$5, $x$, then $y + \foo$ and $$\bar$$."
 
     problems = check_formulas(text)

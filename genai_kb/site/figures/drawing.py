@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from genai_kb.site.figures.plots import PanelPlots
 
 # Plots that share the page's width are drawn narrower, so that their letters come out as large.
-ALONE, SHARED = 420.0, 340.0
+ALONE, SHARED = 390.0, 340.0
 
 
 def draw(figure: Figure, rows: Sequence[Mapping[str, Any]], language: str) -> str:

@@ -121,13 +121,21 @@ def labels(values: Sequence[float], log: bool = False) -> list[str]:
     return [plain(value, places) for value, places in zip(values, decimals, strict=True)]
 
 
-def significant(value: float, digits: int) -> str:
-    """A value rounded to so many significant digits; a whole number below 10^7 keeps all of its own."""
+def significant(value: float, digits: int, padded: bool = True) -> str:
+    """A value rounded to so many significant digits; a whole number below 10^7 keeps all of its own.
+
+    Args:
+        value: what to print.
+        digits: how many.
+        padded: keep zeros at the end, which tell how far the value was measured.
+    """
     if value == round(value) and abs(value) < 1e7:
         return plain(value, 0)
     rounded = float(f"{value:.{digits - 1}e}")
     if not 1e-4 <= abs(rounded) < 1e7:
         return _scientific(rounded)
+    if not padded:
+        return plain(rounded, _decimals(rounded))
     return plain(rounded, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
 
 

@@ -91,7 +91,7 @@ def bar(x: float, y: float, width: float, height: float, position: int) -> str:
     """
     dashes = _DASHES[_variant(position)]
     size = {"x": x, "y": y, "width": width, "height": height}
-    area = element("rect", class_="kb-bar", **size, fill="currentColor", fill_opacity="0.4" if dashes else "0.85")
+    area = element("rect", class_="kb-column", **size, fill="currentColor", fill_opacity="0.4" if dashes else "0.85")
     if not dashes or height <= 0:
         return area
     stripes = path([(x + width / 2, y + height), (x + width / 2, y)])

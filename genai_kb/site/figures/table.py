@@ -89,12 +89,16 @@ def _cells(data: PanelPlots, point: Point) -> list[str]:
     if data.categories:
         x = html.escape(data.categories[int(point.x.estimate)])
     else:
-        x = _raised(significant(point.x.estimate, _DIGITS))
+        x = _raised(significant(point.x.estimate, _DIGITS, padded=point.x.low < point.x.high))
         if point.x.low < point.x.high:
             x += f" {_bounds(point.x)}"
     bounds = _bounds(point.y) if len(point.values) > 1 else "–"
+    mean = _raised(significant(point.y.estimate, _DIGITS))
     return [
-        f"<td>{cell}</td>" for cell in (x, _raised(significant(point.y.estimate, _DIGITS)), bounds, len(point.values))
+        f"<td>{x}</td>",
+        f"<td>{mean}</td>",
+        f'<td class="kb-interval">{bounds}</td>',
+        f"<td>{len(point.values)}</td>",
     ]
 
 
