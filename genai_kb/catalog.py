@@ -73,9 +73,12 @@ class Catalog:
 
     @cached_property
     def places(self) -> dict[str, Place]:
-        """Place of every slug of the roadmap, planned ones included, in order."""
+        """Place of every slug of the roadmap, planned ones included, in order; the first where one is listed twice."""
         listed = [(t, s, slug) for t in self.roadmap.tracks for s in t.sections for slug in s.entries]
-        return {slug: Place(track, section, number) for number, (track, section, slug) in enumerate(listed, 1)}
+        places: dict[str, Place] = {}
+        for number, (track, section, slug) in enumerate(listed, 1):
+            places.setdefault(slug, Place(track, section, number))
+        return places
 
     @property
     def planned(self) -> list[str]:

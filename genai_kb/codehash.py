@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LAB = "reproductions.lab"
+NOT_PYTHON = (SyntaxError, ValueError, MemoryError, RecursionError)  # the last two: nested too deep
 
 
 class CodeError(ValueError):
@@ -62,6 +63,12 @@ class CodeHasher:
             CodeError: a file does not parse, or imports lab in a way that cannot be followed.
             OSError: a file cannot be read.
         """
+        try:
+            return self._hash(reproduction)
+        except RecursionError as error:
+            raise CodeError(reproduction, 1, "is nested too deep, or lab imports in a circle") from error
+
+    def _hash(self, reproduction: Path) -> str:
         module = self._module(reproduction)
         reached: dict[tuple[str, str], str] = {}
         own = [statement for body in module.definitions.values() for statement in body] + module.always
@@ -116,9 +123,10 @@ class CodeHasher:
     def _parse(self, file: Path) -> _Module:
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
-        except (SyntaxError, ValueError) as error:
+        except NOT_PYTHON as error:
             line = getattr(error, "lineno", None) or 1
-            raise CodeError(file, line, f"is not valid Python: {getattr(error, 'msg', error)}") from error
+            reason = getattr(error, "msg", None) or str(error) or "nested too deep"
+            raise CodeError(file, line, f"is not valid Python: {reason}") from error
         module = _Module(tree, {}, {}, [])
         for statement in tree.body:
             if isinstance(statement, ast.Import | ast.ImportFrom):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from genai_kb.catalog import Catalog, Item, Place
-from genai_kb.codehash import CodeError, CodeHasher, defined_names
+from genai_kb.codehash import NOT_PYTHON, CodeError, CodeHasher, defined_names
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
 from genai_kb.records import Judged, Record, read_record
 from genai_kb.schema import validate_document
 from genai_kb.site.figures import FigureError, check
+from genai_kb.text import printable
 from genai_kb.verdicts import Verdict
 from genai_kb.yamlio import Document, read_yaml
 
@@ -80,7 +81,7 @@ def validate(root: Path) -> Validated:
         problems += _entry_problems(catalog, item, documents[slug])
     problems += _cycles(catalog, documents)
     problems += _strays(catalog, root)
-    return Validated(catalog, sorted(set(problems)))
+    return Validated(catalog, sorted({replace(problem, file=printable(problem.file, 200)) for problem in problems}))
 
 
 def _yaml_files(root: Path) -> list[Path]:
@@ -194,7 +195,14 @@ def provisional_metadata(slug: str, entry: Entry) -> Metadata:
         "URL": entry.url,
         "custom": {"arxiv": entry.arxiv},
     }
-    return Metadata.model_validate({"bibliography": item, "verified": "memory", "source": "the entry itself"})
+    return Metadata.model_validate(
+        {
+            "bibliography": item,
+            "verified": "memory",
+            "source": "the entry itself",
+            "translated": text_hashes(entry),  # so that the missing file is the one problem told
+        }
+    )
 
 
 def _claims_differ(entry: Entry, record: Record) -> bool:
@@ -280,7 +288,7 @@ def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
         return
     try:
         names = defined_names(item.reproduction.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, OSError):
+    except (*NOT_PYTHON, OSError):
         return  # told where its code is hashed
     if "run" not in names or "SHORT" not in names:
         yield Problem(*at(), "the reproduction lacks `run` or `SHORT`; define both, as its neighbours do")

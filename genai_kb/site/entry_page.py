@@ -70,6 +70,8 @@ def _search_words(catalog: Catalog, item: Item, language: str) -> str:
         "verdict": sorted({VERDICTS[language][verdict] for verdict in item.verdicts}),
     }
     spans = [f'<span hidden data-pagefind-meta="kw:{attribute(" ".join(dict.fromkeys(filter(None, words))))}"></span>']
+    section = f"{item.place.track.title[language]} · {item.place.section.title[language]}"
+    spans.append(f'<span hidden data-pagefind-meta="section:{attribute(section)}"></span>')
     spans += [
         f'<span hidden data-pagefind-filter="{name}:{attribute(value)}"></span>'
         for name, values in filters.items()

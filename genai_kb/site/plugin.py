@@ -69,7 +69,7 @@ WORDS = {
         "search": "Buscar",
         "search_hint": "Busca métodos, artículos, temas",
         "close": "Cerrar",
-        "track": "Ruta",
+        "track": "Área",
         "kind": "Tipo",
         "verdict": "Veredicto",
         "any": "Todos",

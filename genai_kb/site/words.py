@@ -213,7 +213,7 @@ WORDS: dict[str, dict[str, str]] = {
         "test": "Prueba",
         "title": "Título",
         "topics": "Temas",
-        "tracks": "Rutas",
+        "tracks": "Áreas",
         "trial": "Lo que había mostrado un ensayo",
         "unverified": "no todos estos datos se cotejaron con una fuente",
         "venue": "Revista o congreso",

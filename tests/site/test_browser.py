@@ -1,0 +1,225 @@
+"""The built site in a real browser, as a reader meets it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from genai_kb.site.build import build_site
+from tests.browser import chromium
+from tests.site.test_build import make_project
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[2]
+PAYLOAD = '"><svg onload="window.pwned=1"><script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def _serve(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: ARG001 - skip before building
+    """The real site, built and served."""
+    out = tmp_path_factory.mktemp("real") / "site"
+    build_site(ROOT, out)
+    yield from _serve(out)
+
+
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    opened = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    opened = context.new_page()
+    yield opened
+    opened.close()
+
+
+LORA = "llm/efficient-finetuning/lora/"
+
+
+def _results(page: Page, query: str) -> list[str]:
+    """Addresses of the search results for a query, typed as a reader would."""
+    page.keyboard.press("/")
+    page.locator("[data-kb-search] input").fill(query)
+    page.wait_for_function(
+        "document.querySelector('.kb-search-status').textContent.match(/[0-9]|exact/)", timeout=10_000
+    )
+    page.wait_for_timeout(300)
+    links = page.locator(".kb-search-results a")
+    found = [links.nth(i).get_attribute("href") or "" for i in range(links.count())]
+    page.keyboard.press("Escape")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("language", "query", "expected"),
+    [
+        ("es", "difusion", "/diffusion/image-generation/ddpm/"),
+        ("es", "difusión", "/diffusion/image-generation/ddpm/"),
+        ("es", "atencion", "/background/transformer-architecture/"),
+        ("es", "rangos", LORA),
+        ("es", "2106.09685", LORA),
+        ("es", "fine-tuning", "/llm/efficient-finetuning/"),
+        ("en", "lora", LORA),
+        ("en", "2106.09685", LORA),
+        ("en", "ranks", LORA),
+        ("en", "Lukasz Kaiser", "/background/transformer-architecture/transformer/"),
+        ("en", "ajuste fino", "/llm/efficient-finetuning/"),
+    ],
+)
+def test_search_finds_the_page_in_its_language(
+    page: Page, address: str, language: str, query: str, expected: str
+) -> None:
+    page.goto(f"{address}/{language}/")
+
+    found = _results(page, query)
+
+    assert any(expected in link for link in found), found
+    assert all(f"/{language}/" in link for link in found)
+
+
+def test_the_own_page_of_a_method_comes_first(page: Page, address: str) -> None:
+    page.goto(f"{address}/en/")
+
+    assert LORA in _results(page, "lora")[0]
+
+
+def test_the_language_switch_stays_on_the_page(page: Page, address: str) -> None:
+    page.goto(f"{address}/en/{LORA}")
+    page.locator("a[hreflang=es]").first.click()
+    page.wait_for_url(f"{address}/es/{LORA}")
+
+    assert page.locator("html").get_attribute("lang") == "es"
+    page.locator("a[hreflang=en]").first.click()
+    page.wait_for_url(f"{address}/en/{LORA}")
+
+
+@pytest.mark.parametrize("path", ["en/", "es/", f"en/{LORA}", f"es/{LORA}", "es/catalogue/", "en/method/"])
+def test_a_page_asks_no_other_host_and_logs_no_error(page: Page, address: str, path: str) -> None:
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    page.goto(f"{address}/{path}")
+    page.wait_for_load_state("networkidle")
+
+    assert asked
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []
+    assert errors == []
+
+
+@pytest.mark.parametrize("path", ["en/", "es/catalogue/", f"es/{LORA}", "es/method/", "en/llm/"])
+def test_a_page_fits_a_phone(browser: Browser, address: str, path: str) -> None:
+    phone = browser.new_context(viewport={"width": 360, "height": 740})
+    opened = phone.new_page()
+    opened.goto(f"{address}/{path}")
+
+    width = opened.evaluate("document.documentElement.scrollWidth")
+
+    phone.close()
+    assert width <= 360
+
+
+def test_a_page_can_be_read_without_javascript(browser: Browser, address: str) -> None:
+    plain = browser.new_context(java_script_enabled=False)
+    opened = plain.new_page()
+    opened.goto(f"{address}/es/{LORA}")
+
+    fold = opened.locator(".kb-questions details").first
+    closed = fold.locator("p").first.is_visible()
+    fold.locator("summary").click()
+
+    assert opened.locator("h1").inner_text().startswith("LoRA")
+    assert opened.locator(".kb-figure svg").first.is_visible()
+    assert opened.locator("math").first.is_visible()
+    assert not closed
+    assert fold.locator("p").first.is_visible()
+    plain.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["en/", f"es/{LORA}", "es/catalogue/", "en/method/"])
+def test_a_page_has_no_serious_accessibility_violation(browser: Browser, address: str, path: str, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    seen = browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
+    opened = seen.new_page()
+    opened.goto(f"{address}/{path}")
+    opened.wait_for_load_state("networkidle")
+
+    violations = axe.run(opened).response["violations"]
+
+    seen.close()
+    serious = [v for v in violations if v["impact"] in {"serious", "critical"}]
+    assert [(v["id"], [n["html"][:120] for n in v["nodes"]][:3]) for v in serious] == []
+
+
+def test_nothing_in_bibliographic_facts_can_run(browser: Browser, tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    file = project / "roadmap" / "language" / "adapting" / "first.json"
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    metadata["source"] = PAYLOAD
+    metadata["bibliography"] |= {
+        "title": PAYLOAD,
+        "author": [{"family": PAYLOAD, "given": PAYLOAD}, {"literal": PAYLOAD}],
+        "container-title": PAYLOAD,
+        "DOI": PAYLOAD,
+        "URL": "javascript:window.pwned=1",
+        "custom": {"code": "javascript:window.pwned=1", "license": PAYLOAD},
+    }
+    file.write_text(json.dumps(metadata), encoding="utf-8")
+    build_site(project, project / "site")
+
+    for served in _serve(project / "site"):
+        opened = browser.new_page()
+        for path in (
+            "en/language/adapting/first/",
+            "es/language/adapting/first/",
+            "en/language/adapting/",
+            "en/catalogue/",
+        ):
+            opened.goto(f"{served}/{path}")
+            opened.wait_for_load_state("networkidle")
+            assert opened.evaluate("window.pwned") is None, path
+            assert opened.locator("a[href^='javascript']").count() == 0
+        opened.goto(f"{served}/en/")
+        _results(opened, "onload")
+        assert opened.evaluate("window.pwned") is None
+        opened.close()
