@@ -170,13 +170,18 @@ def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str 
     except CodeError as error:
         return None, [Problem(error.file.relative_to(root).as_posix(), error.line, 1, "", error.message)]
     except OSError as error:
-        message = f"the code cannot be read ({type(error).__name__}); check its name and its permissions"
-        return None, [Problem(reproduction.relative_to(root).as_posix(), 1, 1, "", message)]
+        return None, [_unreadable(root, Path(error.filename or reproduction), error)]
+
+
+def _unreadable(root: Path, file: Path, error: OSError) -> Problem:
+    message = f"cannot be read ({type(error).__name__}); it should be a file that everyone may read"
+    return Problem(file.relative_to(root).as_posix(), 1, 1, "", message)
 
 
 def _machine_written(root: Path, file: Path, error: Exception) -> Problem:
-    field, reason = "", type(error).__name__
-    line, column = 1, 1
+    if isinstance(error, OSError):
+        return _unreadable(root, file, error)
+    field, reason, line, column = "", str(error), 1, 1
     if isinstance(error, ValidationError):
         detail = error.errors(include_url=False, include_input=False)[0]
         field, reason = ".".join(map(str, detail["loc"])), detail["msg"]

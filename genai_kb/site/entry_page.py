@@ -11,7 +11,7 @@ from genai_kb.codehash import bound_names
 from genai_kb.models import LANGUAGES, Seen
 from genai_kb.site.figures import draw, table
 from genai_kb.site.markup import attribute, code_span, plain, prose, questions
-from genai_kb.site.words import KINDS, SEEN, VERDICTS, WORDS
+from genai_kb.site.words import KINDS, OUTCOMES, SEEN, VERDICTS, WORDS
 
 if TYPE_CHECKING:
     from genai_kb.catalog import Catalog, Item
@@ -48,7 +48,11 @@ def entry_page(catalog: Catalog, item: Item, language: str) -> str:
 
 def badge(verdict: Verdict, language: str) -> str:
     """The coloured label of a verdict."""
-    return f'<span class="kb-badge {_css(verdict)}">{VERDICTS[language][verdict]}</span>'
+    return _badge(verdict, VERDICTS[language][verdict])
+
+
+def _badge(verdict: Verdict, text: str) -> str:
+    return f'<span class="kb-badge {_css(verdict)}">{text}</span>'
 
 
 def _css(verdict: Verdict) -> str:
@@ -176,7 +180,7 @@ def _claim(item: Item, claim: Claim, number: int, language: str) -> str:
 def _measured(clauses: tuple[ClauseResult, ...], words: dict[str, str], language: str) -> str:
     head = f"| {words['condition']} | {words['estimate']} | {words['interval']} | {words['outcome']} |\n|---|---:|---:|---|"
     rows = [
-        f"| {code_span(result.clause.text)} | {number(result.estimate)} | {_interval(result, words)} | {badge(result.outcome, language)} |"
+        f"| {code_span(result.clause.text)} | {number(result.estimate)} | {_interval(result, words)} | {_badge(result.outcome, OUTCOMES[language][result.outcome])} |"
         for result in clauses
     ]
     return _table(words["conditions"], head, rows)

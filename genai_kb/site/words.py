@@ -22,6 +22,20 @@ VERDICTS = {
     },
 }
 
+# what became of one clause of a condition
+OUTCOMES = {
+    "en": {
+        Verdict.REPRODUCED: "Holds",
+        Verdict.NOT_REPRODUCED: "Fails",
+        Verdict.INCONCLUSIVE: "Undecided",
+    },
+    "es": {
+        Verdict.REPRODUCED: "Se cumple",
+        Verdict.NOT_REPRODUCED: "No se cumple",
+        Verdict.INCONCLUSIVE: "Sin decidir",
+    },
+}
+
 KINDS = {
     "en": {
         Kind.PAPER: "Paper",
