@@ -77,8 +77,9 @@ def _vocabulary(pairs: list[tuple[int, int]], rng: torch.Generator) -> tuple[Ten
     members: list[list[int]] = [[] for _ in range(CLASSES)]
     kind = torch.full((WORDS,), PLAIN)
     for word in range(AMBIGUOUS_WORDS):
-        number = word % len(pairs)
-        kind[word] = BY_PREVIOUS if number < len(pairs) // 2 else BY_NEXT
+        kind[word] = BY_PREVIOUS if word % 2 == 0 else BY_NEXT
+        half = len(pairs) // 2  # pairs of the first half are told by the previous word
+        number = word // 2 % half + (0 if kind[word] == BY_PREVIOUS else half)
         for c in pairs[number]:
             members[c].append(word)
     own = list(range(PLAIN_CLASSES, CLASSES)) * 4  # four words of their own for the classes of pairs

@@ -119,11 +119,11 @@ def test_attention_can_be_swapped() -> None:
 
 
 def test_initial_weights_have_the_stated_spread_and_no_bias() -> None:
-    layers = nn.ModuleList([nn.Linear(64, 256), nn.Embedding(300, 64)])
-    init_model(lambda: init_weights(layers, 64), 1)
-    assert layers[0].weight.std().item() == pytest.approx(0.1, rel=0.03)
-    assert layers[1].weight.std().item() == pytest.approx(0.1, rel=0.03)
-    assert layers[0].bias.abs().max() == 0
+    linear, embedding = nn.Linear(64, 256), nn.Embedding(300, 64)
+    init_model(lambda: init_weights(nn.ModuleList([linear, embedding]), 64), 1)
+    assert linear.weight.std().item() == pytest.approx(0.1, rel=0.03)
+    assert embedding.weight.std().item() == pytest.approx(0.1, rel=0.03)
+    assert linear.bias.abs().max() == 0
 
 
 def test_patches_are_cut_row_by_row() -> None:
