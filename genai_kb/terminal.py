@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from genai_kb.text import split_markup
 from genai_kb.verdicts import Judgement, Verdict
 
 if TYPE_CHECKING:
@@ -221,6 +222,12 @@ LABELS = {
 }  # fmt: skip
 
 
+def _readable(text: str) -> str:
+    """An author's Markdown with its formulas as code, which the terminal shows as they are written."""
+    pieces = {"text": "{}", "code": "`{}`", "math": "`{}`", "display": "\n\n`{}`\n\n"}
+    return "".join(pieces[kind].format(part) for kind, part in split_markup(text))
+
+
 def print_entry(item: Item, language: str) -> None:
     """What `show` prints."""
     from genai_kb.site.words import VERDICTS
@@ -232,17 +239,21 @@ def print_entry(item: Item, language: str) -> None:
     who = ", ".join(person.full for person in facts.author)
     console.print(Text(" · ".join(str(part) for part in (who, facts.year, facts.url) if part), style="dim"))
     console.print(
-        Markdown(f"## {label['summary']}\n\n{entry.summary[language]}\n\n## {label['idea']}\n\n{entry.idea[language]}")
+        Markdown(
+            f"## {label['summary']}\n\n{_readable(entry.summary[language])}\n\n## {label['idea']}\n\n{_readable(entry.idea[language])}"
+        )
     )
     console.print(Markdown(f"## {label['claims']}"))
     for claim in entry.claims:
         verdict = item.verdict(claim)
         heading = Text.assemble((f"{VERDICTS[language][verdict]}: ", COLOURS[verdict]), claim.id)
-        console.print(Group(Text(), heading, Markdown(claim.statement[language]), Text(claim.holds_if, style="dim")))
+        console.print(
+            Group(Text(), heading, Markdown(_readable(claim.statement[language])), Text(claim.holds_if, style="dim"))
+        )
         judgement = item.judgement(claim)
         for result in judgement.clauses if judgement else ():
             console.print(Text(f"  {result.clause.text}: {_number(result.estimate)} ({_interval(result)})"))
-    console.print(Markdown(f"## {label['scale']}\n\n{entry.scale[language]}"))
+    console.print(Markdown(f"## {label['scale']}\n\n{_readable(entry.scale[language])}"))
     if entry.prerequisites:
         console.print(Text(f"\n{label['first']}: {', '.join(entry.prerequisites)}"))
     if item.reproduction:
