@@ -36,7 +36,7 @@ class Settings:
     batch: int = 24
     steps: int = 350
     uptrain_steps: int = 35
-    lr: float = 1e-2  # of 3e-3 and 1e-2, by the base's validation loss on pilot seeds 0-1
+    lr: float = 1e-2  # of 3e-3 and 1e-2 (the edge), by the base's validation loss on pilot seeds 0-1
     validation_characters: int = 40_000
 
 

@@ -92,7 +92,7 @@ def merge(model: TinyViT) -> TinyViT:
 
 
 def tune_biases(model: TinyViT) -> TinyViT:
-    """Free only the biases and the head: an equally small rival."""
+    """Free only the biases and the head: a smaller rival."""
     tuned = copy.deepcopy(model)
     for name, parameter in tuned.named_parameters():
         parameter.requires_grad_(name.endswith("bias") or name.startswith("head"))
