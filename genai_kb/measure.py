@@ -160,7 +160,7 @@ def make_record(catalog: Catalog, item: Item, outcomes: Sequence[Outcome], commi
     seeds = {
         outcome.task.seed: SeedRun(
             metrics=outcome.metrics or {},
-            seconds=round(outcome.seconds, 2),
+            seconds=round(outcome.processor_seconds, 2),
             memory_mb=round(outcome.memory_mb),
         )
         for outcome in counted

@@ -23,11 +23,11 @@ MAX_BYTES = 200_000
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # for json to refuse them
 
 
 class SeedRun(_Model):
-    """What one seed measured and took."""
+    """What one seed measured, and the processor time and memory that it took."""
 
     metrics: dict[str, FiniteFloat]
     seconds: FiniteFloat
@@ -127,7 +127,7 @@ class Record(_Model):
 
     @property
     def seconds_on_two_cores(self) -> float:
-        """Time for all seeds, two at a time: half the sum of what each took."""
+        """Time for all seeds on two free cores: half the sum of the processor time that each took."""
         return sum(seed.seconds for seed in self.seeds.values()) / 2
 
     def figure_rows(self) -> list[dict[str, Any]]:

@@ -124,12 +124,12 @@ def _interval(result: ClauseResult) -> str:
 def print_run(item: Item, outcomes: Sequence[Outcome], judgements: dict[str, Judgement | str], *, pilot: bool) -> None:
     """The table of claims after a run, beside the stored record."""
     console = _console()
-    seconds, memory = sum(o.seconds for o in outcomes), max(o.memory_mb for o in outcomes)
+    seconds, memory = sum(o.processor_seconds for o in outcomes), max(o.memory_mb for o in outcomes)
     seeds = ", ".join(str(outcome.task.seed) for outcome in outcomes)
     kind = "pilot seeds" if pilot else "seeds"
     console.print()
     console.print(
-        f"{item.slug} · {kind} {seeds} · {seconds:.1f} s of computing, {memory:.0f} MB",
+        f"{item.slug} · {kind} {seeds} · {seconds:.1f} s of processor time, {memory:.0f} MB",
         style="bold",
         markup=False,
     )

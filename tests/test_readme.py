@@ -29,7 +29,7 @@ def printed_run(capsys: pytest.CaptureFixture[str]) -> str:
         Outcome(
             Task("lora", seed, item.reproduction, ROOT),
             metrics=run.metrics,
-            seconds=run.seconds,
+            processor_seconds=run.seconds,
             memory_mb=run.memory_mb,
         )
         for seed, run in item.record.seeds.items()

@@ -16,6 +16,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -65,7 +66,11 @@ def main(task: Task, answer: Connection, output: Connection, dumps: Connection, 
         message = {"error": str(fault)}
     except BaseException as error:  # noqa: BLE001 - also sys.exit() in a reproduction is a fault to report
         message = {"error": _describe(error, task.file), "traceback": _traceback_text(error)}
-    message |= {"environment": _environment(), "memory_mb": _peak_memory_mb()}
+    message |= {
+        "environment": _environment(),
+        "memory_mb": _peak_memory_mb(),
+        "processor_seconds": time.process_time(),
+    }
     sys.stdout.flush()
     answer.send_bytes(json.dumps(message).encode())
 

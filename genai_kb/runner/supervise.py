@@ -89,6 +89,7 @@ def supervise(task: Task, limits: Limits, stop: Event | None = None, context: Co
         error=answer.get("error"),
         traceback=answer.get("traceback") or process.dumped.text() or None,
         output=process.printed.text(),
+        processor_seconds=answer.get("processor_seconds", 0.0),
         environment=answer.get("environment", {}),
     )
 

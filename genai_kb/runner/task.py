@@ -43,6 +43,8 @@ class Outcome:
         metrics: the measurements, exactly as `run` returned them; None after a fault.
         rows: the rows for the figure, still without their seed; None after a fault.
         seconds: on the clock, from the child's start to its end.
+        processor_seconds: of one core, which does not depend on what else the machine does; 0 where the
+            child could not report.
         memory_mb: the largest resident memory seen, in MB (10**6 bytes).
         error: one line that completes "the task ..."; None where all went well.
         traceback: where the error was raised, or where the child stood when it was ended.
@@ -55,6 +57,7 @@ class Outcome:
     metrics: dict[str, float] | None = None
     rows: list[dict[str, Any]] | None = None
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     memory_mb: float = 0.0
     error: str | None = None
     traceback: str | None = None

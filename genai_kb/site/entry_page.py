@@ -28,7 +28,7 @@ def entry_page(catalog: Catalog, item: Item, language: str) -> str:
         _search_words(catalog, item, language),
         _meta(item, language),
     ]
-    parts += [f"{prose(entry.summary[language])}\n{{.kb-lead}}", _facts(catalog, item, language)]
+    parts += [f"{prose(entry.summary[language], inline=True)}\n{{.kb-lead}}", _facts(catalog, item, language)]
     parts += [f"## {words['idea']}", prose(entry.idea[language])]
     parts += _figure(item, language)
     parts += [f"## {words['claims']}"]
@@ -141,7 +141,7 @@ def _figure(item: Item, language: str) -> list[str]:
     parts = [
         f"## {words['figure']}",
         draw(figure, rows, language),
-        f'<p class="kb-caption" markdown="span">{prose(figure.caption[language])} {words["bands"]}</p>',
+        f'<p class="kb-caption" markdown="span">{prose(figure.caption[language], inline=True)} {words["bands"]}</p>',
     ]
     if numbers:
         parts.append(f'<details class="kb-fold">\n<summary>{words["figure_table"]}</summary>\n{numbers}\n</details>')
@@ -156,7 +156,7 @@ def _claim(item: Item, claim: Claim, number: int, language: str) -> str:
         f'<article class="kb-claim {_css(verdict)}" markdown>\n<header class="kb-claim-head" markdown>',
         f"### {words['claim'].format(number=number)} {{#{claim.id}}}",
         f"{badge(verdict, language)}\n</header>",
-        f"{prose(claim.statement[language])}\n{{.kb-statement}}",
+        f"{prose(claim.statement[language], inline=True)}\n{{.kb-statement}}",
         _described(
             [
                 (words["place"], f"{plain(claim.place[language])} {mark}"),
@@ -169,7 +169,7 @@ def _claim(item: Item, claim: Claim, number: int, language: str) -> str:
     if judgement:
         parts.append(_measured(judgement.clauses, words, language))
     if claim.discussion:
-        parts += [f"**{words['discussion']}.** {prose(claim.discussion[language])}"]
+        parts += [f"**{words['discussion']}.** {prose(claim.discussion[language], inline=True)}"]
     parts.append(_metrics(item, claim, language))
     if claim.trial:
         parts.append(_fold(words["trial"], prose(claim.trial[language])))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from genai_kb.models import Question
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>&$~^|#!\"]")
-# What Markdown reads as a tag, attributes, a formula, a definition, a link to elsewhere or an image.
-_READ = re.compile(r"\\\\|<|\{|\$|\\[()\[\]]|\](?=:)|\]\((?!https://)|!(?=\[)")
+# What Markdown reads as a tag, attributes, code, a formula, a definition, a link to elsewhere or an image.
+_READ = re.compile(r"\\\\|<|\{|`|\$|\\[`()\[\]]|\](?=:)|\]\((?!https://)|!(?=\[)")
 
 
 def plain(text: str) -> str:
@@ -27,11 +27,16 @@ def plain(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
-def prose(text: str) -> str:
+def prose(text: str, *, inline: bool = False) -> str:
     r"""An author's Markdown, made safe.
 
-    Outside code and formulas, `<`, `{` and whatever would begin a formula, an image or a link to anything
-    but https become entities. Formulas are handed on as \(...\) and $$...$$ with no `<` left in them.
+    Outside code and formulas, `<`, `{` and whatever would begin code, a formula, an image or a link to
+    anything but https become entities. Formulas are handed on as \(...\) and $$...$$ with no `<` left in them.
+
+    Args:
+        text: what the author wrote.
+        inline: whether something else stands beside it without a blank line between. A formula that is
+            displayed needs one around it, so it becomes a large one in the line.
     """
     parts = []
     for kind, part in split_markup(_without_placeholders(text.strip())):
@@ -41,6 +46,8 @@ def prose(text: str) -> str:
             parts.append(code_span(part))
         elif kind == "math":
             parts.append(rf"\({_formula(part)}\)")
+        elif inline:
+            parts.append(rf"\(\displaystyle {_formula(part)}\)")
         else:
             parts.append(f"\n\n$$\n{_formula(part)}\n$$\n\n")
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).strip()
@@ -60,13 +67,8 @@ def _entities(found: str) -> str:
 
 
 def code_span(code: str) -> str:
-    """Code on one line, between more backticks than it holds in a row."""
-    code = " ".join(_without_placeholders(code).split())
-    ticks = "`"
-    while ticks in code:
-        ticks += "`"
-    space = " " if code.startswith("`") or code.endswith("`") else ""
-    return f"{ticks}{space}{code}{space}{ticks}"
+    """Code in a line, as HTML: between backticks a `</details>` would still end the element around it."""
+    return f"<code>{plain(code)}</code>"
 
 
 def _formula(latex: str) -> str:
@@ -90,7 +92,7 @@ def first_sentence(text: str) -> str:
 def questions(asked: Sequence[Question], language: str) -> str:
     """Questions whose answers open on a click, without any script."""
     folds = [
-        f'<details markdown>\n<summary markdown="span">{prose(question.ask[language])}</summary>\n\n'
+        f'<details markdown>\n<summary markdown="span">{prose(question.ask[language], inline=True)}</summary>\n\n'
         f"{prose(question.answer[language])}\n\n</details>"
         for question in asked
     ]

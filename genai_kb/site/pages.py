@@ -163,7 +163,7 @@ def _entry_line(catalog: Catalog, slug: str, here: str, language: str) -> str:
     title = f"[{plain(item.entry.short_title[language])}]({link}){{.kb-entry-title}}"
     return (
         f'<li markdown="block">\n\n{title} <span class="kb-meta">{meta} {badges}</span>\n\n'
-        f"{prose(first_sentence(item.entry.summary[language]))}\n\n</li>"
+        f"{prose(first_sentence(item.entry.summary[language]), inline=True)}\n\n</li>"
     )
 
 
