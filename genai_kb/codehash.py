@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 LAB = "reproductions.lab"
@@ -43,18 +45,28 @@ class _LabImport:
 class _Module:
     """A parsed file: what it binds by name, its lab imports, and the rest."""
 
+    name: str  # its path below the root
     tree: ast.Module
     definitions: dict[str, list[ast.stmt]]  # with imports from outside the project
     imports: dict[str, _LabImport]
     always: list[ast.stmt]  # statements without a name: they run on import
 
 
+@dataclass(frozen=True)
+class _Code:
+    """A piece of code as canonical text, with the names that occur in it."""
+
+    text: str
+    names: list[str]
+
+
 class CodeHasher:
-    """Computes hashes for the reproductions under one root; each file is parsed once."""
+    """Computes hashes for the reproductions under one root; each file and definition is read once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._modules: dict[Path, _Module] = {}
+        self._definitions: dict[tuple[str, str], _Code] = {}
 
     def hash(self, reproduction: Path) -> str:
         """Return "sha256:..." over what the file reaches.
@@ -69,23 +81,22 @@ class CodeHasher:
             raise CodeError(reproduction, 1, "is nested too deep, or lab imports in a circle") from error
 
     def _hash(self, reproduction: Path) -> str:
-        module = self._module(reproduction)
+        code = _read(reproduction, [self._module(reproduction).tree])
         reached: dict[tuple[str, str], str] = {}
-        own = [statement for body in module.definitions.values() for statement in body] + module.always
-        self._reach(reproduction, own, reached)
+        self._reach(reproduction, code.names, reached)
         digest = hashlib.sha256()
         for key in sorted(reached):
             digest.update(f"{key[0]}\0{key[1]}\0{reached[key]}\n".encode())
-        digest.update(_canonical(module.tree).encode())
+        digest.update(code.text.encode())
         return f"sha256:{digest.hexdigest()}"
 
-    def _reach(self, file: Path, statements: list[ast.stmt], reached: dict[tuple[str, str], str]) -> None:
-        """Follow every name that these statements of a file use into lab's definitions."""
+    def _reach(self, file: Path, names: list[str], reached: dict[tuple[str, str], str]) -> None:
+        """Follow names that are used in a file into lab's definitions."""
         module = self._module(file)
-        for name in sorted(_names(statements)):
+        for name in names:
             if name in module.imports:
                 self._follow(module.imports[name], reached)
-            elif name in module.definitions and self._in_lab(file):
+            elif name in module.definitions and module.name.startswith("reproductions/lab/"):
                 self._take(file, name, reached)
 
     def _follow(self, lab_import: _LabImport, reached: dict[tuple[str, str], str]) -> None:
@@ -96,24 +107,19 @@ class CodeHasher:
         elif lab_import.name in source.definitions:
             self._take(lab_import.source, lab_import.name, reached)
         else:
-            message = f"imports {lab_import.name}, which {self._name(lab_import.source)} does not define"
+            message = f"imports {lab_import.name}, which {source.name} does not define"
             raise CodeError(lab_import.importer, lab_import.line, message)
 
     def _take(self, file: Path, name: str, reached: dict[tuple[str, str], str]) -> None:
         """Add one definition of a lab file, and all that it uses in turn."""
-        key = (self._name(file), name)
+        module = self._module(file)
+        key = (module.name, name)
         if key in reached:
             return
-        module = self._module(file)
-        statements = [*module.definitions[name], *module.always]
-        reached[key] = "".join(_canonical(statement) for statement in statements)
-        self._reach(file, statements, reached)
-
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self._root).as_posix()
-
-    def _in_lab(self, file: Path) -> bool:
-        return file.is_relative_to(self._root / "reproductions" / "lab")
+        if key not in self._definitions:
+            self._definitions[key] = _read(file, [*module.definitions[name], *module.always])
+        reached[key] = self._definitions[key].text
+        self._reach(file, self._definitions[key].names, reached)
 
     def _module(self, file: Path) -> _Module:
         if file not in self._modules:
@@ -122,12 +128,12 @@ class CodeHasher:
 
     def _parse(self, file: Path) -> _Module:
         try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
+            tree = _parsed(file.read_text(encoding="utf-8"))
         except NOT_PYTHON as error:
             line = getattr(error, "lineno", None) or 1
             reason = getattr(error, "msg", None) or str(error) or "nested too deep"
             raise CodeError(file, line, f"is not valid Python: {reason}") from error
-        module = _Module(tree, {}, {}, [])
+        module = _Module(file.relative_to(self._root).as_posix(), tree, {}, {}, [])
         for statement in tree.body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 self._add_import(file, statement, module)
@@ -136,7 +142,6 @@ class CodeHasher:
                     module.definitions.setdefault(name, []).append(statement)
             elif not _is_docstring(statement):
                 module.always.append(statement)
-        _refuse_nested_imports(file, tree)
         return module
 
     def _add_import(self, file: Path, statement: ast.Import | ast.ImportFrom, module: _Module) -> None:
@@ -181,11 +186,9 @@ def _with_one_name(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> 
     return ast.ImportFrom(statement.module, [alias], statement.level)
 
 
-def _refuse_nested_imports(file: Path, tree: ast.Module) -> None:
-    """Imports of lab inside a function or a condition would not be followed."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom) and node not in tree.body and _concerns_project(node):
-            raise CodeError(file, node.lineno, f"imports from {LAB} inside a block; move the import to the top")
+@lru_cache(maxsize=1024)
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def bound_names(statement: ast.stmt) -> list[str]:
@@ -207,16 +210,11 @@ def defined_names(source: str) -> set[str]:
         SyntaxError: the file is not valid Python.
     """
     names: set[str] = set()
-    for statement in ast.parse(source).body:
+    for statement in _parsed(source).body:
         names.update(bound_names(statement))
         if isinstance(statement, ast.ClassDef):
             names.update(f"{statement.name}.{inner}" for part in statement.body for inner in bound_names(part))
     return names
-
-
-def _names(statements: list[ast.stmt]) -> set[str]:
-    """All plain names that occur in the statements."""
-    return {node.id for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)}
 
 
 def _is_docstring(node: ast.AST) -> bool:
@@ -227,17 +225,44 @@ def _is_docstring(node: ast.AST) -> bool:
 _LEFT_OUT = {"ctx", "type_comment", "type_params", "kind", "type_ignores"}
 
 
-def _canonical(node: Any) -> str:
-    """The parsed code as text, the same for every Python version from 3.11 on."""
-    if isinstance(node, ast.AST):
+def _read(file: Path, nodes: Sequence[ast.Module | ast.stmt]) -> _Code:
+    """Write code as text and collect the names in it.
+
+    Raises:
+        CodeError: lab is imported inside a function or a condition, where it would not be followed.
+    """
+    writer = _Writer()
+    text = "".join(writer.text(node) for node in nodes)
+    top = {statement for node in nodes if isinstance(node, ast.Module) for statement in node.body}
+    for statement in writer.imports:
+        if statement not in top and _concerns_project(statement):
+            raise CodeError(file, statement.lineno, f"imports from {LAB} inside a block; move the import to the top")
+    return _Code(text, sorted(writer.names))
+
+
+class _Writer:
+    """Writes parsed code as text, the same for every Python version from 3.11 on."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.imports: list[ast.Import | ast.ImportFrom] = []
+
+    def text(self, node: Any) -> str:
+        """The text of a node, a list of them, or a plain value."""
+        if isinstance(node, list):
+            return f"[{','.join([self.text(part) for part in node])}]"
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        if isinstance(node, ast.Name):
+            self.names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            self.imports.append(node)
         parts = []
-        for name, value in ast.iter_fields(node):
-            if name in _LEFT_OUT or value is None or value == []:
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if value is None or value == [] or name in _LEFT_OUT:
                 continue
             if name == "body" and isinstance(value, list):
-                value = [part for part in value if not _is_docstring(part)]  # noqa: PLW2901
-            parts.append(f"{name}={_canonical(value)}")
+                value = [part for part in value if not _is_docstring(part)]
+            parts.append(f"{name}={self.text(value)}")
         return f"{type(node).__name__}({','.join(parts)})"
-    if isinstance(node, list):
-        return f"[{','.join(_canonical(part) for part in node)}]"
-    return repr(node)

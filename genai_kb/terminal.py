@@ -198,14 +198,13 @@ def print_entries(frame: pd.DataFrame) -> None:
     for name in ("slug", "title", "kind", "section", "year"):
         table.add_column(name, overflow="fold")
     table.add_column("verdicts", overflow="fold")
-    for _, row in frame.iterrows():
+    for _, row in frame.astype({"year": "string"}).fillna({"year": ""}).iterrows():
         counts = Text(" · ").join(
             Text(f"{row[verdict.value]} {verdict.value}", style=COLOURS[verdict])
             for verdict in Verdict
             if row[verdict.value]
         )
-        year = "" if row["year"] != row["year"] or str(row["year"]) == "<NA>" else str(row["year"])
-        table.add_row(row["slug"], Text(row["title"]), row["kind"], row["section"], year, counts)
+        table.add_row(row["slug"], Text(row["title"]), row["kind"], row["section"], row["year"], counts)
     _console().print(table)
     say(f"{len(frame)} entries" if len(frame) != 1 else "1 entry")
 
