@@ -88,6 +88,8 @@ def run_command(catalog: Catalog, named: list[Item], options: RunOptions) -> int
 
 def _wanted(catalog: Catalog, options: RunOptions) -> list[Item]:
     runnable = [item for item in catalog.items.values() if item.reproduction]
+    if not (options.pilot or options.record):  # there is nothing to show an unrecorded entry beside
+        runnable = [item for item in runnable if item.record]
     if options.everything:
         return runnable
     if options.stale:

@@ -21,7 +21,7 @@ from genai_kb.records import (
 )
 from genai_kb.runner.task import Outcome, Task
 from genai_kb.validation import unamended
-from genai_kb.verdicts import Verdict, judge
+from genai_kb.verdicts import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -277,9 +277,3 @@ def compare(item: Item, outcome: Outcome) -> Agreement:
         drift=drift if drift[0] else (0.0, ""),
         turned=tuple(turned),
     )
-
-
-def decided_share(items: Iterable[Item]) -> tuple[int, int]:
-    """How many claims that were run are decided (reproduced or not), and how many were run."""
-    verdicts = [v for item in items for v in item.verdicts if v not in {Verdict.NOT_RUN, Verdict.STALE}]
-    return sum(v is not Verdict.INCONCLUSIVE for v in verdicts), len(verdicts)

@@ -301,7 +301,7 @@ def _measured_with(record: Record, words: dict[str, str]) -> str:
     where = record.environment
     memory = max(seed.memory_mb for seed in record.seeds.values())
     cost = words["cores"].format(seconds=f"{record.seconds_on_two_cores:.0f}", memory=f"{memory:.0f}")
-    versions = f"Python {where.python} · PyTorch {where.torch} · {where.platform} · {where.processor}"
+    versions = f"Python {where.python} · PyTorch {where.torch or '–'} · {where.platform} · {where.processor}"
     return _definitions(
         [
             (words["measured_on"], plain(f"{record.date}: {cost}")),

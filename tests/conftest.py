@@ -1,0 +1,34 @@
+"""What many tests need: a copy of the fabricated project."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser import HOW
+from tests.roadmap import Project, build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def sound_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The fabricated project, built once; only to be read."""
+    return build(tmp_path_factory.mktemp("corpus") / "project")
+
+
+@pytest.fixture
+def project(sound_project: Project, tmp_path: Path) -> Project:
+    """A copy of the fabricated project that a test may break."""
+    return Project(shutil.copytree(sound_project.root, tmp_path / "project"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was left out for want of a browser, and how to get it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = [report for report in skipped if HOW in str(report.longrepr)]
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} browser tests were left out; to run them, {HOW}")
