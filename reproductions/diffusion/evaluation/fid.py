@@ -34,7 +34,7 @@ class Settings:
     levels: int = 6
     pairs: int = 50
     dimensions: int = 32
-    fakes: int = 800
+    fakes: int = 700
 
 
 SHORT = Settings(images=60, levels=3, pairs=2, dimensions=4, fakes=60)
@@ -177,7 +177,7 @@ def blind_spot(settings: Settings, train: Tensor, real: Tensor, gen: torch.Gener
     flat = train.flatten(1).double()
     factor = torch.linalg.cholesky(flat.T.cov() + 1e-6 * torch.eye(64, dtype=torch.float64))
     draws = torch.randn(settings.fakes, 64, generator=gen, dtype=torch.float64)
-    fake = (flat.mean(0) + draws @ factor.T).float().view(-1, 8, 8).clamp(-1, 1)
+    fake = (flat.mean(0) + draws @ factor.T).float().view(-1, 8, 8)
     judge = digit_judge()
     rows = []
     for name, samples in (("real", real), ("gaussian", fake)):
