@@ -369,14 +369,3 @@ def test_every_character_of_a_quoted_string_is_found(tmp_path: Path, value: str,
     document = read(tmp_path, text)
     line, column = document.scalar_column(("a",), offset)
     assert (line, text[column - 1]) == (1, value[offset])
-
-
-def test_two_hundred_files_are_read_quickly(tmp_path: Path) -> None:
-    if yamlio._LOADER is yaml.SafeLoader:
-        pytest.skip("the parser in Python is about ten times slower")
-    path = tmp_path / "entry.yaml"
-    path.write_text("a:\n" + "- {en: A text of some words, es: Un texto de palabras, n: 1}\n" * 110)
-    before = time.process_time()
-    for _ in range(200):
-        read_yaml(path, tmp_path)
-    assert time.process_time() - before < 2, "200 files of 7 KB took over two seconds; 0.2 s are usual"
