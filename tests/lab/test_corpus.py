@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reproductions.lab.corpus import Bpe, Characters, Document, load, read_corpus, split_by_entry, windows
+from reproductions.lab.corpus import WORD, Bpe, Characters, Document, load, read_corpus, split_by_entry, windows
 from reproductions.lab.seeding import generator
 
 if TYPE_CHECKING:
@@ -102,6 +104,33 @@ def test_the_most_frequent_pairs_are_merged_first() -> None:
 def test_of_equally_frequent_pairs_the_smallest_is_merged_first() -> None:
     assert Bpe.train(["cd ab"], 257).merges == (tuple(b" a"),)
     assert Bpe.train(["cd", "ab"], 257).merges == (tuple(b"ab"),)
+
+
+def merge_by_definition(text: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """Merge until every word is one token, counting all pairs anew each time; return the merges and the tokens.
+
+    A word is a string of characters that stand for its tokens, so that a merge is a replacement.
+    """
+    words = ["".join(map(chr, word.encode())) for word in WORD.findall(text)]
+    merges: list[tuple[int, int]] = []
+    while counts := Counter(pair for word in words for pair in pairwise(word)):
+        left, right = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append((ord(left), ord(right)))
+        words = [word.replace(left + right, chr(255 + len(merges))) for word in words]
+    return merges, [ord(character) for word in words for character in word]
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text("ab é\n", max_size=40), st.text(max_size=20)))
+@example("The cat sat on the mat; that cat, the fat one. ¿Está aquí el niño? Sí, aquí está.")
+@example("aaaaaaa aaaa aaa")
+def test_merges_and_tokens_are_those_of_the_definition(text: str) -> None:
+    merges, tokens = merge_by_definition(text)
+    bpe = Bpe.train([text], 256 + len(merges))
+    assert bpe.merges == tuple(merges)
+    assert bpe.encode(text).tolist() == tokens
+    with pytest.raises(ValueError, match=f"allow only {bpe.size} tokens"):
+        Bpe.train([text], bpe.size + 1)
 
 
 def test_merges_do_not_cross_words() -> None:

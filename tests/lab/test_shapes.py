@@ -21,6 +21,24 @@ from reproductions.lab.shapes import (
 )
 
 ALL = torch.arange(COMBINATIONS)
+ENGLISH = {name: name for names in (SHAPES, COLOURS, PLACES) for name in names}
+SPANISH = {
+    "square": "cuadrado",
+    "circle": "círculo",
+    "triangle": "triángulo",
+    "cross": "signo más",
+    "ring": "marco",
+    "red": "rojo",
+    "green": "verde",
+    "blue": "azul",
+    "yellow": "amarillo",
+    "purple": "morado",
+    "white": "blanco",
+    "top left": "arriba a la izquierda",
+    "top right": "arriba a la derecha",
+    "bottom left": "abajo a la izquierda",
+    "bottom right": "abajo a la derecha",
+}
 
 
 def test_each_combination_of_attributes_has_one_number() -> None:
@@ -38,6 +56,23 @@ def test_pictures_are_recognised_by_the_most_similar_clean_picture() -> None:
     clean = clean / clean.norm(dim=1, keepdim=True)
     found = known[(draw(ALL, rng).flatten(1) @ clean.T).argmax(1)]
     assert (found == ALL).float().mean() > 0.97
+
+
+def test_without_noise_the_outline_tells_the_shape_and_the_hue_the_colour() -> None:
+    numbers = ALL.repeat(5)
+    what = Attributes.of(numbers)
+    outlines: dict[tuple[int, ...], set[int]] = {}
+    hues: dict[tuple[float, ...], set[int]] = {}
+    for picture, shape, colour in zip(
+        draw(numbers, generator(2), noise=0.0), what.shape.tolist(), what.colour.tolist(), strict=True
+    ):
+        lit = picture.sum(0) > 0
+        rows, columns = lit.any(1), lit.any(0)
+        outlines.setdefault(tuple(lit[rows][:, columns].int().flatten().tolist()), set()).add(shape)
+        (hue,) = {tuple((pixel / pixel.max()).round(decimals=4).tolist()) for pixel in picture[:, lit].T}
+        hues.setdefault(hue, set()).add(colour)
+    assert sorted(map(list, outlines.values())) == [[shape] for shape in range(len(SHAPES))]
+    assert sorted(map(list, hues.values())) == [[colour] for colour in range(len(COLOURS))]
 
 
 def test_objects_lie_in_their_quadrant() -> None:
@@ -68,6 +103,16 @@ def test_pictures_vary_but_repeat_with_the_generator() -> None:
 @pytest.mark.parametrize("template", range(len(TEMPLATES)))
 def test_no_two_combinations_share_a_caption(template: int) -> None:
     assert len({caption(number, template) for number in range(COMBINATIONS)}) == COMBINATIONS
+
+
+@pytest.mark.parametrize("template", range(len(TEMPLATES)))
+def test_captions_name_their_attributes_and_no_others(template: int) -> None:
+    language, _ = TEMPLATES[template]
+    names = {"en": ENGLISH, "es": SPANISH}[language]
+    for number in range(COMBINATIONS):
+        what = Attributes.of(torch.tensor([number]))
+        named = {name for name, word in names.items() if f" {word} " in f" {caption(number, template)} "}
+        assert named == {SHAPES[int(what.shape)], COLOURS[int(what.colour)], PLACES[int(what.place)]}
 
 
 def test_captions_name_the_attributes() -> None:
