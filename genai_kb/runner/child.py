@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "VECLIB_MAXIMUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
+    "JOBLIB_MULTIPROCESSING": "0",  # scikit-learn's helper would leave a semaphore behind where a child is ended
 }
 
 
