@@ -160,15 +160,14 @@ def all_captions() -> Tensor:
 
 
 def learn_split(
-    seed: int, split: int, seen: Tensor, unseen: Tensor, s: Settings
+    seed: int, split: int, seen: Tensor, unseen: Tensor, captions: Tensor, s: Settings
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Train every arm on the seen classes.
+    """Train every arm on the seen classes, with captions (classes, templates, adjectives, L).
 
     Returns:
         the accuracy of each arm on pictures of the unseen classes, at equally spaced steps, and that of the
         trained CLIP with one prompt per class (P,).
     """
-    captions = all_captions()
     prompts = captions[:, s.prompts, 0]  # (classes, P, L), all with the same adjective
     answers = unseen.repeat_interleave(s.images)
     pictures = look(answers, generator(seed, f"test {split}"))
@@ -208,14 +207,14 @@ def learn_split(
 
 def run(seed: int, settings: Settings = Settings()) -> Result:
     """Keep 24 of the 120 classes out of training, four times other ones, and average."""
-    s = settings
+    s, captions = settings, all_captions()
     order = torch.randperm(COMBINATIONS, generator=generator(seed, "split"))
     parts = torch.split(order, s.held_out)  # each shape, colour and place is left in the other parts
     curves: dict[str, list[list[float]]] = {"clip": [], "words": [], "shuffled": []}
     singles: list[list[float]] = []
     for split in range(s.splits):
         seen = torch.cat(parts[:split] + parts[split + 1 :])
-        of_arms, of_prompts = learn_split(seed, split, seen, parts[split], s)
+        of_arms, of_prompts = learn_split(seed, split, seen, parts[split], captions, s)
         for arm, curve in of_arms.items():
             curves[arm].append(curve)
         singles.append(of_prompts)
