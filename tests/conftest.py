@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.browser import HOW
 from tests.roadmap import Project, build
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+# A check that decides must give the same answer twice; elsewhere each run tries other examples.
+settings.register_profile("same examples", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("same examples")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from genai_kb.site.entry_page import entry_page
 from genai_kb.site.markup import attribute, first_sentence, plain, prose, questions
-from genai_kb.site.words import KINDS, VERDICTS, WORDS
+from genai_kb.site.words import KINDS, WORDS, counted
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def count_verdicts(items: Iterable[Item]) -> Counter[Verdict]:
 def _badges(counts: Counter[Verdict], language: str) -> str:
     """One badge per verdict that occurs, with its count."""
     return " ".join(
-        f'<span class="kb-badge kb-{verdict.value.replace(" ", "-")}">{counts[verdict]} {VERDICTS[language][verdict].lower()}</span>'
+        f'<span class="kb-badge kb-{verdict.value.replace(" ", "-")}">{counts[verdict]} {counted(counts[verdict], verdict, language)}</span>'
         for verdict in Verdict
         if counts[verdict]
     )
@@ -81,7 +81,7 @@ def _home(catalog: Catalog, language: str) -> str:
     counts = count_verdicts(catalog.items.values())
     run = sum(counts.values()) - counts[Verdict.NOT_RUN]
     numbers = [(words["entries"], len(catalog.places)), (words["claims_measured"], run)]
-    numbers += [(VERDICTS[language][v].lower(), counts[v]) for v in list(Verdict)[:3]]
+    numbers += [(counted(counts[v], v, language), counts[v]) for v in list(Verdict)[:3]]
     cells = "".join(f"<div><dt>{plain(name)}</dt><dd>{value}</dd></div>" for name, value in numbers)
     cards = [_track_card(catalog, track, language) for track in catalog.roadmap.tracks]
     return "\n\n".join(

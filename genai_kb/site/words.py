@@ -22,6 +22,14 @@ VERDICTS = {
     },
 }
 
+
+def counted(number: int, verdict: Verdict, language: str) -> str:
+    """A verdict as a word beside a number of claims: 1 reproducida, 2 reproducidas."""
+    word = VERDICTS[language][verdict].lower()
+    agrees = language == "es" and number != 1 and word.endswith("a")
+    return f"{word}s" if agrees else word
+
+
 # what became of one clause of a condition
 OUTCOMES = {
     "en": {
