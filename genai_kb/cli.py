@@ -174,24 +174,28 @@ def path(context: click.Context, slug: str, lang: str) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["bibtex", "csl", "entries", "results", "markdown"]))
+@click.argument("what", type=click.Choice(["bibtex", "csl", "entries", "results", "markdown", "prose"]))
 @click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="A file, or for markdown a folder; default: the terminal.")
+@click.option("--out", type=click.Path(path_type=Path), help="A file, or for trees a folder; default: the terminal.")
 @click.pass_context
 def export(context: click.Context, what: str, lang: str, out: Path | None) -> None:
-    """Export the bibliography, the entries, the results (CSV), or the pages as Markdown."""
+    """Export the bibliography, the entries, the results (CSV), or a tree of files.
+
+    markdown is the tree of the site's pages, prose that of all texts in one language, each word on its file's line
+    and column, as a spell checker wants them.
+    """
     from genai_kb import export as exporter
     from genai_kb.files import write_text
 
-    pages = what == "markdown"
-    if pages and out is None:
-        raise click.UsageError("markdown is a tree of files; give a folder with --out")
-    catalog = _catalog(context, whole=pages)
+    tree = exporter.TREES.get(what)
+    if tree and out is None:
+        raise click.UsageError(f"{what} is a tree of files; give a folder with --out")
+    catalog = _catalog(context, whole=tree is not None)
     try:
         if out is None:
             click.echo(exporter.EXPORTS[what](catalog, lang), nl=False)
-        elif pages:
-            click.echo(f"{exporter.write_markdown(catalog, lang, out)} pages written to {out}")
+        elif tree:
+            click.echo(f"{tree(catalog, lang, out)} files written to {out}")
         else:
             write_text(out, exporter.EXPORTS[what](catalog, lang))
             click.echo(f"{len(catalog.items)} entries written to {out}")
