@@ -280,25 +280,45 @@ def verify(context: click.Context, budget: float, jobs: int | None, timeout: flo
 
 
 @main.command()
-@click.argument("slugs", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True)
 @click.pass_context
-def translated(context: click.Context, slugs: tuple[str, ...]) -> None:
-    """Say that both languages of an entry now say the same."""
+def translated(context: click.Context, names: tuple[str, ...]) -> None:
+    """Say that both languages of an entry or a chapter now say the same.
+
+    An entry is named by its slug, the text of a track or section by its folder: TRACK or TRACK/SECTION.
+    """
+    catalog = _catalog(context)
+    for name in names:
+        chapter = next((file for file in (f"{name}/_track", f"{name}/_section") if file in catalog.texts), None)
+        if chapter and name not in catalog.items:
+            _mark_text(catalog, chapter)
+        elif "/" in name:
+            raise click.UsageError(
+                f"there is no sound text of a section {name!r}; `genai-kb validate` says what is wrong"
+            )
+        else:
+            _mark_entry(catalog, _item(catalog, name))
+        click.echo(f"{name}: both texts marked as saying the same")
+
+
+def _mark_entry(catalog: Catalog, item: Item) -> None:
     from genai_kb.metadata import read_metadata, text_hashes, write_metadata
 
-    catalog = _catalog(context)
-    for slug in slugs:
-        item = _item(catalog, slug)
-        file = catalog.root / "roadmap" / item.place.folder / f"{slug}.json"
-        if file.exists():
-            try:
-                read_metadata(file)
-            except (OSError, ValueError) as error:
-                message = f"{slug}.json is broken; restore it from git or remove it, so that no facts are lost"
-                raise click.UsageError(message) from error
-        metadata = item.metadata.model_copy(update={"translated": text_hashes(item.entry)})
-        write_metadata(file, metadata)
-        click.echo(f"{slug}: both texts marked as saying the same")
+    file = catalog.root / "roadmap" / item.place.folder / f"{item.slug}.json"
+    if file.exists():
+        try:
+            read_metadata(file)
+        except (OSError, ValueError) as error:
+            message = f"{item.slug}.json is broken; restore it from git or remove it, so that no facts are lost"
+            raise click.UsageError(message) from error
+    write_metadata(file, item.metadata.model_copy(update={"translated": text_hashes(item.entry)}))
+
+
+def _mark_text(catalog: Catalog, name: str) -> None:
+    from genai_kb.metadata import Compared, text_hashes, write_metadata
+
+    compared = Compared.model_validate({"translated": text_hashes(catalog.texts[name])})
+    write_metadata(catalog.root / "roadmap" / f"{name}.json", compared)
 
 
 @main.command()

@@ -1,7 +1,7 @@
-"""The machine-written file of an entry, roadmap/<track>/<section>/<slug>.json.
+"""The machine-written file beside each file of texts below roadmap/.
 
-It holds the bibliographic facts as one CSL-JSON item, where they come from, and
-a short hash of each language's text as of the last time both were brought in line.
+Of an entry it holds the bibliographic facts as one CSL-JSON item and where they come from; of all texts,
+a short hash of each language as of the last time both were brought in line.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_kb.files import write_json
-from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Entry
+from genai_kb.models import LANGUAGES, Bilingual, BilingualLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from genai_kb.models import Model
 
 
 class _Machine(BaseModel):
@@ -73,7 +75,14 @@ class Bibliography(_Machine):
         return self.issued.date_parts[0][0] if self.issued else None
 
 
-class Metadata(_Machine):
+class Compared(_Machine):
+    """When both languages of a file were last brought in line."""
+
+    translated: dict[Literal["en", "es"], str] = {}
+    """Hash of each language's text when both were last brought in line."""
+
+
+class Metadata(Compared):
     """All that the tool knows and writes about an entry."""
 
     bibliography: Bibliography
@@ -83,8 +92,6 @@ class Metadata(_Machine):
     """Where the facts were seen."""
     fetched: str | None = None
     """The day on which they were last fetched from arXiv itself; empty if never."""
-    translated: dict[Literal["en", "es"], str] = {}
-    """Hash of each language's text when both were last brought in line."""
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -97,8 +104,18 @@ def read_metadata(path: Path) -> Metadata:
     return Metadata.model_validate_json(path.read_bytes())
 
 
-def write_metadata(path: Path, metadata: Metadata) -> None:
-    """Write a metadata file atomically, leaving out what is not known."""
+def read_compared(path: Path) -> Compared:
+    """Read the file beside a chapter's text.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what the tool writes.
+    """
+    return Compared.model_validate_json(path.read_bytes())
+
+
+def write_metadata(path: Path, metadata: Compared) -> None:
+    """Write such a file atomically, leaving out what is not known."""
     write_json(path, metadata.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
@@ -117,10 +134,10 @@ def texts(value: Any, language: str) -> Iterator[str]:
             yield from texts(item, language)
 
 
-def text_hashes(entry: Entry) -> dict[str, str]:
+def text_hashes(written: Model) -> dict[str, str]:
     """A short hash of each language's text; line breaks and spacing do not count."""
     return {
-        language: hashlib.sha256("\0".join(" ".join(t.split()) for t in texts(entry, language)).encode()).hexdigest()[
+        language: hashlib.sha256("\0".join(" ".join(t.split()) for t in texts(written, language)).encode()).hexdigest()[
             :12
         ]
         for language in LANGUAGES

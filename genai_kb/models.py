@@ -398,10 +398,6 @@ class Section(Model):
     """Folder name and address of the section."""
     title: BilingualLine
     """Title of the section."""
-    introduction: Annotated[Bilingual, _at_most(250)] | None = None
-    """What the section is about, at most 250 words."""
-    questions: Annotated[tuple[Question, ...], BeforeValidator(_tuple)] = ()
-    """Self-check questions on the whole section."""
     entries: Annotated[tuple[Slug, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """Slugs in reading order; one without a file is planned."""
 
@@ -413,8 +409,6 @@ class Track(Model):
     """Folder name and address of the track."""
     title: BilingualLine
     """Title of the track."""
-    introduction: Annotated[Bilingual, _at_most(250)] | None = None
-    """What the track is about, at most 250 words."""
     sections: Annotated[tuple[Section, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """Its sections in reading order."""
 
@@ -426,3 +420,32 @@ class Roadmap(Model):
     """The closed list of topics with their names."""
     tracks: Annotated[tuple[Track, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """The tracks in reading order."""
+
+
+class TrackText(Model):
+    """What the page of a track says, as written in roadmap/<track>/_track.yaml."""
+
+    introduction: Annotated[Bilingual, _at_most(250)]
+    """What the track is about, at most 250 words."""
+
+
+class Reading(Model):
+    """Something outside the roadmap that is worth reading next."""
+
+    title: BilingualLine
+    """What it is called, as the text of the link."""
+    url: Url
+    """Where it is."""
+    note: Bilingual | None = None
+    """What one finds there."""
+
+
+class SectionText(Model):
+    """What the page of a section says, as written in roadmap/<track>/<section>/_section.yaml."""
+
+    introduction: Annotated[Bilingual, _at_most(250)]
+    """What the section is about, at most 250 words."""
+    questions: Annotated[tuple[Question, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """Self-check questions on the whole section, with answers."""
+    further_reading: Annotated[tuple[Reading, ...], BeforeValidator(_tuple)] = ()
+    """What to read outside the roadmap."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from genai_kb.models import Entry, Roadmap
+from genai_kb.models import Entry, Roadmap, SectionText, TrackText
 from genai_kb.problems import Problem
 
 if TYPE_CHECKING:
@@ -180,12 +180,17 @@ _EXPLAIN: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+_SCHEMAS: dict[str, type[BaseModel]] = {
+    "entry.schema.json": Entry,
+    "roadmap.schema.json": Roadmap,
+    "section.schema.json": SectionText,
+    "track.schema.json": TrackText,
+}
+
+
 def json_schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schemas for editors, by file name."""
     return {
-        f"{model.__name__.lower()}.schema.json": {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **model.model_json_schema(),
-        }
-        for model in (Entry, Roadmap)
+        name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+        for name, model in _SCHEMAS.items()
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from genai_kb.catalog import Catalog, Item
-    from genai_kb.models import Section, Track
+    from genai_kb.models import Reading, Section, Track
 
 
 def build_pages(catalog: Catalog, language: str) -> dict[str, str]:
@@ -122,8 +122,8 @@ def _track(catalog: Catalog, track: Track, language: str) -> str:
         heading = f"[{plain(section.title[language])}]({section.id}/index.md)"
         cards.append(_card(catalog, heading, " · ".join(names), section.entries, language))
     parts = [f"# {plain(track.title[language])}"]
-    if track.introduction:
-        parts.append(prose(track.introduction[language]))
+    if text := catalog.track_texts.get(track.id):
+        parts.append(prose(text.introduction[language]))
     parts += [f"## {WORDS[language]['sections']}", '<div class="kb-cards" markdown>', *cards, "</div>\n"]
     return "\n\n".join(parts)
 
@@ -134,10 +134,11 @@ def _short_title(catalog: Catalog, slug: str, language: str) -> str:
 
 
 def _section(catalog: Catalog, track: Track, section: Section, language: str) -> str:
-    parts = [f"# {plain(section.title[language])}"]
-    if section.introduction:
-        parts.append(prose(section.introduction[language]))
     here = f"{track.id}/{section.id}"
+    text = catalog.section_texts.get(here)
+    parts = [f"# {plain(section.title[language])}"]
+    if text:
+        parts.append(prose(text.introduction[language]))
     entries = [_entry_line(catalog, slug, here, language) for slug in section.entries]
     parts += [
         f"## {WORDS[language]['entries'].capitalize()}",
@@ -145,9 +146,20 @@ def _section(catalog: Catalog, track: Track, section: Section, language: str) ->
         *entries,
         "</ol>",
     ]
-    if section.questions:
-        parts += [f"## {WORDS[language]['questions']}", questions(section.questions, language)]
+    if text:
+        parts += [f"## {WORDS[language]['questions']}", questions(text.questions, language)]
+    if text and text.further_reading:
+        parts += [f"## {WORDS[language]['further_reading']}", _further_reading(text.further_reading, language)]
     return "\n\n".join(parts) + "\n"
+
+
+def _further_reading(readings: Sequence[Reading], language: str) -> str:
+    lines = []
+    for reading in readings:
+        link = f'<a href="{attribute(reading.url)}">{plain(reading.title[language])}</a>'
+        note = f"<br>\n{prose(reading.note[language], inline=True)}" if reading.note else ""
+        lines.append(f'<li markdown="span">{link}{note}</li>')
+    return '<ul class="kb-reading" markdown>\n' + "\n".join(lines) + "\n</ul>"
 
 
 def _entry_line(catalog: Catalog, slug: str, here: str, language: str) -> str:

@@ -117,6 +117,7 @@ WORDS: dict[str, dict[str, str]] = {
         "figure": "What we measured",
         "figure_table": "The figure's numbers",
         "full_code": "The whole file",
+        "further_reading": "Further reading",
         "holds_if": "Reproduced if",
         "home_button": "Open the catalogue",
         "home_lead": (
@@ -191,6 +192,7 @@ WORDS: dict[str, dict[str, str]] = {
         "figure": "Lo que medimos",
         "figure_table": "Los números de la figura",
         "full_code": "El archivo completo",
+        "further_reading": "Para seguir leyendo",
         "holds_if": "Reproducida si",
         "home_button": "Abrir el catálogo",
         "home_lead": (

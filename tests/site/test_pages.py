@@ -315,6 +315,30 @@ def test_code_that_looks_like_html_is_shown_as_it_is(project: Project) -> None:
     ].count("details")
 
 
+# Chapters
+
+
+def test_the_page_of_a_track_introduces_it_before_its_sections(pages: dict[str, dict[str, list[Element]]]) -> None:
+    text = shown(pages["es"]["estimation/index.md"])
+    assert 0 < text.index("Cómo estimar un número") < text.index("Primeros pasos")
+
+
+def test_the_page_of_a_section_introduces_lists_asks_and_leads_on(pages: dict[str, dict[str, list[Element]]]) -> None:
+    page = pages["en"]["estimation/first-steps/index.md"]
+    text = shown(page)
+    parts = ["Means and medians.", "The mean of many draws", "Questions to test yourself", "The number of draws."]
+    parts += ["Further reading", "A book on draws", "Its second chapter."]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "https://example.org/draws" in links(page)
+    assert "details" in {element.tag for element in page}, "answers open on a click"
+
+
+def test_a_chapter_without_a_text_has_its_entries_only(pages: dict[str, dict[str, list[Element]]]) -> None:
+    page = pages["en"]["estimation/areas/index.md"]
+    assert [element.text for element in page if element.tag == "h2"] == ["Entries"]
+
+
 # Words
 
 
