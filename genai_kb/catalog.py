@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from genai_kb.metadata import Metadata
-    from genai_kb.models import Claim, Entry, Model, Roadmap, Section, SectionText, Track, TrackText
+    from genai_kb.models import Claim, Entry, Model, Roadmap, Section, SectionText, Term, Topic, Track, TrackText
     from genai_kb.records import Record
 
 
@@ -73,6 +73,7 @@ class Catalog:
         items: the entries by slug.
         track_texts: by id of the track.
         section_texts: by folder, as in "llm/agents".
+        glossary: the terms of each topic, by the name of its file.
     """
 
     root: Path
@@ -80,13 +81,20 @@ class Catalog:
     items: dict[str, Item] = field(default_factory=dict)
     track_texts: dict[str, TrackText] = field(default_factory=dict)
     section_texts: dict[str, SectionText] = field(default_factory=dict)
+    glossary: dict[str, Topic] = field(default_factory=dict)
 
     @property
     def texts(self) -> dict[str, Model]:
         """All written texts but those of the entries, by their file below roadmap/ without its ending."""
         tracks = {f"{name}/_track": text for name, text in self.track_texts.items()}
         sections = {f"{name}/_section": text for name, text in self.section_texts.items()}
-        return {**tracks, **sections}
+        topics = {f"glossary/{name}": topic for name, topic in self.glossary.items()}
+        return {**tracks, **sections, **topics}
+
+    @property
+    def terms(self) -> list[Term]:
+        """All terms of the glossary."""
+        return [term for topic in self.glossary.values() for term in topic.terms]
 
     @cached_property
     def places(self) -> dict[str, Place]:

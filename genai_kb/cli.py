@@ -283,19 +283,18 @@ def verify(context: click.Context, budget: float, jobs: int | None, timeout: flo
 @click.argument("names", nargs=-1, required=True)
 @click.pass_context
 def translated(context: click.Context, names: tuple[str, ...]) -> None:
-    """Say that both languages of an entry or a chapter now say the same.
+    """Say that both languages of an entry, a chapter or a topic of the glossary now say the same.
 
-    An entry is named by its slug, the text of a track or section by its folder: TRACK or TRACK/SECTION.
+    An entry is named by its slug, the text of a track or section by its folder (TRACK or TRACK/SECTION), a topic as
+    glossary/TOPIC.
     """
     catalog = _catalog(context)
     for name in names:
-        chapter = next((file for file in (f"{name}/_track", f"{name}/_section") if file in catalog.texts), None)
+        chapter = next((file for file in (f"{name}/_track", f"{name}/_section", name) if file in catalog.texts), None)
         if chapter and name not in catalog.items:
             _mark_text(catalog, chapter)
         elif "/" in name:
-            raise click.UsageError(
-                f"there is no sound text of a section {name!r}; `genai-kb validate` says what is wrong"
-            )
+            raise click.UsageError(f"there is no sound text {name!r}; `genai-kb validate` says what is wrong")
         else:
             _mark_entry(catalog, _item(catalog, name))
         click.echo(f"{name}: both texts marked as saying the same")

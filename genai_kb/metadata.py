@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_kb.files import write_json
-from genai_kb.models import LANGUAGES, Bilingual, BilingualLine
+from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Term
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,9 +121,9 @@ def write_metadata(path: Path, metadata: Compared) -> None:
 
 def texts(value: Any, language: str) -> Iterator[str]:
     """All texts of one language inside a model, in the order of its fields."""
-    if isinstance(value, Bilingual | BilingualLine):
+    if isinstance(value, Bilingual | BilingualLine | Term):
         yield value[language]
-    elif isinstance(value, BaseModel):
+    if isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield from texts(getattr(value, name), language)
     elif isinstance(value, dict):

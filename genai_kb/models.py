@@ -149,6 +149,7 @@ ArxivId = Annotated[
 Url = Annotated[str, AfterValidator(check_url)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_line)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text)]
+Phrase = Annotated[Line, StringConstraints(pattern=r"^\w")]
 HoldsIf = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_condition)]
 IsoDate = Annotated[date, BeforeValidator(_as_date, json_schema_input_type=str)]
 
@@ -449,3 +450,42 @@ class SectionText(Model):
     """Self-check questions on the whole section, with answers."""
     further_reading: Annotated[tuple[Reading, ...], BeforeValidator(_tuple)] = ()
     """What to read outside the roadmap."""
+
+
+class Forms(Model):
+    """Other spellings of a term, by which texts are searched for it."""
+
+    en: Annotated[tuple[Phrase, ...], BeforeValidator(_tuple)] = ()
+    """Plurals, inflections and synonyms in English."""
+    es: Annotated[tuple[Phrase, ...], BeforeValidator(_tuple)] = ()
+    """The same in Spanish."""
+
+
+class Term(Model):
+    """A term of the field in both languages."""
+
+    id: Slug
+    """Its name in addresses, unique in the glossary."""
+    en: Phrase
+    """The term in English, as it stands within a sentence."""
+    es: Phrase
+    """The term in Spanish."""
+    forms: Forms = Forms()
+    """Other spellings; none may lead to two terms."""
+    avoid: Annotated[tuple[Phrase, ...], BeforeValidator(_tuple)] = ()
+    """Wrong or unusual Spanish renderings; no text may use one."""
+    definition: Annotated[Bilingual, _at_most(60)]
+    """What it means, at most 60 words."""
+    entry: Slug | None = None
+    """The entry that explains it."""
+
+    def __getitem__(self, language: str) -> str:
+        """Return the term in one of LANGUAGES."""
+        return str(getattr(self, language))
+
+
+class Topic(Model):
+    """The terms of one topic, as written in roadmap/glossary/<topic>.yaml."""
+
+    terms: Annotated[tuple[Term, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """The terms, in any order; the page sorts them."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from genai_kb.models import Entry, Roadmap, SectionText, TrackText
+from genai_kb.models import Entry, Roadmap, SectionText, Topic, TrackText
 from genai_kb.problems import Problem
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _pattern_hint(pattern: str) -> str:
         r"^[a-z0-9]+(-[a-z0-9]+)*$": "use lower-case letters, digits and single hyphens, as in `low-rank`",
         r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and underscores, as in `acc_full`",
         r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$": 'write an arXiv id without its version, as in "2106.09685" or "cs/0112017"',
+        r"^\w": "begin with a letter or a digit",
         r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$": "name a function, a class or Class.method of the reproduction",
     }
     return hints.get(pattern, f"it must match {pattern}")
@@ -180,8 +181,9 @@ _EXPLAIN: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-_SCHEMAS: dict[str, type[BaseModel]] = {
+SCHEMAS: dict[str, type[BaseModel]] = {
     "entry.schema.json": Entry,
+    "glossary.schema.json": Topic,
     "roadmap.schema.json": Roadmap,
     "section.schema.json": SectionText,
     "track.schema.json": TrackText,
@@ -192,5 +194,5 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schemas for editors, by file name."""
     return {
         name: {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-        for name, model in _SCHEMAS.items()
+        for name, model in SCHEMAS.items()
     }

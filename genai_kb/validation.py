@@ -11,11 +11,12 @@ from genai_kb.catalog import Catalog, Item, Place
 from genai_kb.chapters import is_chapter, read_chapters
 from genai_kb.checks import formula_problems, machine_written, translation_problems, unreadable
 from genai_kb.codehash import NOT_PYTHON, CodeError, CodeHasher, defined_names
+from genai_kb.glossary import avoid_problems, avoided
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
 from genai_kb.records import Judged, Record, read_record
-from genai_kb.schema import validate_document
+from genai_kb.schema import SCHEMAS, validate_document
 from genai_kb.site.figures import FigureError, check
 from genai_kb.text import printable
 from genai_kb.verdicts import Verdict
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     _At = Callable[..., tuple[str, int, int, str]]
 
 ROADMAP = "roadmap/roadmap.yaml"
-_NO_ENTRY = {"__init__.py", "entry.schema.json", "roadmap.schema.json", "section.schema.json", "track.schema.json"}
+_NO_ENTRY = {"__init__.py", *SCHEMAS}
+_RESERVED = {"assets", "catalogue", "glossary", "method", "planned", "search"}  # addresses of the site's other pages
 
 
 @dataclass
@@ -55,10 +57,10 @@ def validate(root: Path) -> Validated:
     documents: dict[str, Document] = {}
     hasher = CodeHasher(root)
     files = _yaml_files(root)
-    chapters = read_chapters(root, roadmap, [file for file in files if is_chapter(file)])
+    chapters = read_chapters(root, catalog, [file for file in files if is_chapter(root, file)])
     problems += chapters.problems
     for file in files:
-        if is_chapter(file):
+        if is_chapter(root, file):
             continue
         slug = file.stem
         place = catalog.places.get(slug)
@@ -79,9 +81,12 @@ def validate(root: Path) -> Validated:
         problems += found
         catalog.items[slug] = item
     in_order = sorted(catalog.items.items(), key=lambda pair: pair[1].place.number)
-    catalog = Catalog(root, roadmap, dict(in_order), chapters.tracks, chapters.sections)
+    catalog = Catalog(root, roadmap, dict(in_order), chapters.tracks, chapters.sections, chapters.topics)
     for slug, item in catalog.items.items():
         problems += _entry_problems(catalog, item, documents[slug])
+    phrases = avoided(catalog.terms)
+    for read in (document, *chapters.documents, *documents.values()):
+        problems += avoid_problems(read, phrases)
     problems += _cycles(catalog, documents)
     problems += _strays(catalog, root)
     return Validated(catalog, sorted({replace(problem, file=printable(problem.file, 200)) for problem in problems}))
@@ -98,6 +103,10 @@ def _yaml_files(root: Path) -> list[Path]:
 def _roadmap_problems(document: Document, roadmap: Roadmap) -> Iterator[Problem]:
     slugs: list[tuple[FieldPath, str]] = []
     for t, track in enumerate(roadmap.tracks):
+        if track.id in _RESERVED:
+            place = document.position(("tracks", t, "id"))
+            message = f"{track.id!r} is the address of another page; give the track another id"
+            yield Problem(document.file, *place, f"tracks.{t}.id", message)
         for s, section in enumerate(track.sections):
             path = ("tracks", t, "sections", s, "entries")
             slugs += [((*path, e), slug) for e, slug in enumerate(section.entries)]
@@ -343,7 +352,7 @@ def _strays(catalog: Catalog, root: Path) -> Iterator[Problem]:
             inside = file.relative_to(root / top)
             if file.suffix not in suffixes or inside.parts[0] == "lab" or inside.name in _NO_ENTRY:
                 continue
-            if is_chapter(file) and file.with_suffix(".yaml").exists():
+            if is_chapter(root, file) and file.with_suffix(".yaml").exists():
                 continue
             place = catalog.places.get(file.stem)
             expected = f"{place.folder}/{file.name}" if place else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
@@ -123,6 +124,28 @@ class Document:
         start = self.position(path)
         value = self._value(path)
         return _position_within(self._lines, start, value, offset) if isinstance(value, str) else start
+
+    def place_of(self, path: FieldPath, start: int, end: int) -> Position:
+        """Return the (line, column) of a phrase inside a string, which may span several lines.
+
+        Args:
+            path: where the string stands.
+            start: where the phrase begins, 0-based, within the string as read.
+            end: where it ends.
+
+        Returns:
+            the start of the value where the file spells the phrase with escapes.
+        """
+        line, column = self.position(path)
+        value = str(self._value(path))
+        phrase = re.compile(r"\s+".join(map(re.escape, value[start:end].split())))
+        earlier = sum(1 for _ in phrase.finditer(value, 0, start))
+        source = "\n".join(self._lines[line - 1 :])
+        found = next(islice(phrase.finditer(source, column - 1), earlier, None), None)
+        if found is None:
+            return line, column
+        below, column = _position_of(source, found.start())
+        return line + below - 1, column
 
     def _value(self, path: FieldPath) -> Any:
         value = self.data

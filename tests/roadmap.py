@@ -70,6 +70,33 @@ further_reading:
   note: {en: Its second chapter., es: El segundo capítulo.}
 """
 
+GLOSSARY = """\
+terms:
+- id: draw
+  en: draw
+  es: muestra
+  forms: {en: [draws], es: [muestras]}
+  avoid: [sorteo, extracción al azar]
+  definition:
+    en: One value that a *random* variable takes, as $x_i$.
+    es: Un valor que toma una variable *aleatoria*, como $x_i$.
+  entry: averages
+- id: mean
+  en: mean
+  es: media
+  avoid: [medianía]
+  definition: {en: The sum by the number., es: La suma entre el número.}
+  entry: medians
+- id: nandu
+  en: rhea
+  es: ñandú
+  definition: {en: A bird., es: Un ave.}
+- id: number
+  en: number
+  es: número
+  definition: {en: What one counts with., es: Aquello con lo que se cuenta.}
+"""
+
 AVERAGES = """\
 kind: concept
 short_title: {en: Averages, es: Promedios}
@@ -462,6 +489,7 @@ def run(seed: int, settings: Settings = Settings()) -> Result:
 FILES = {
     "roadmap/roadmap.yaml": ROADMAP,
     "roadmap/estimation/_track.yaml": TRACK_TEXT,
+    "roadmap/glossary/basics.yaml": GLOSSARY,
     "roadmap/estimation/first-steps/_section.yaml": SECTION_TEXT,
     "roadmap/estimation/first-steps/averages.yaml": AVERAGES,
     "roadmap/estimation/areas/dartboard.yaml": DARTBOARD,

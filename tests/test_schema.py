@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from genai_kb.schema import json_schemas
-from tests.roadmap import AVERAGES, DARTBOARD, ROADMAP, ROOT, SECTION_TEXT, TRACK_TEXT, Project
+from tests.roadmap import AVERAGES, DARTBOARD, GLOSSARY, ROADMAP, ROOT, SECTION_TEXT, TRACK_TEXT, Project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,8 @@ def errors(schema: str, data: Any) -> list[str]:
 
 
 def schema_of(file: Path) -> str:
+    if file.parent.name == "glossary":
+        return "glossary.schema.json"
     return f"{file.stem.removeprefix('_')}.schema.json" if file.stem in OF_THEIR_OWN else "entry.schema.json"
 
 
@@ -68,10 +70,11 @@ def test_real_files_satisfy_their_schema(file: Path) -> None:
         ("entry.schema.json", AVERAGES),
         ("entry.schema.json", DARTBOARD),
         ("roadmap.schema.json", ROADMAP),
+        ("glossary.schema.json", GLOSSARY),
         ("section.schema.json", SECTION_TEXT),
         ("track.schema.json", TRACK_TEXT),
     ],
-    ids=["averages", "dartboard", "roadmap", "section", "track"],
+    ids=["averages", "dartboard", "roadmap", "glossary", "section", "track"],
 )
 def test_the_fabricated_files_satisfy_the_schema(schema: str, text: str) -> None:
     assert errors(schema, yaml.safe_load(text)) == []

@@ -30,6 +30,7 @@ AVERAGES = "roadmap/estimation/first-steps/averages.yaml"
 DARTS = "roadmap/estimation/areas/dartboard.yaml"
 BOOK = "roadmap/reading/overviews/guess-book.yaml"
 CHAPTER = "roadmap/estimation/first-steps/_section.yaml"
+BASICS = "roadmap/glossary/basics.yaml"
 CHAPTER_HASHES = "roadmap/estimation/first-steps/_section.json"
 BOX = "roadmap/reading/overviews/dice-box.yaml"
 AVERAGES_CODE = "reproductions/estimation/first-steps/averages.py"
@@ -423,6 +424,120 @@ CHAPTER_CASES = [
     Bad("hashes that are cut off", content(CHAPTER_HASHES, "{"), CHAPTER_HASHES, "Invalid JSON", at=(1, 1)),
 ]
 
+GLOSSARY_CASES = [
+    Bad(
+        "a term's id twice",
+        swap(BASICS, "id: mean", "id: draw # again"),
+        BASICS,
+        f"'draw' stands in {BASICS}:2 already; keep one",
+        "terms.1.id",
+        at="draw # again",
+    ),
+    Bad(
+        "a form of two terms",
+        swap(BASICS, "  avoid: [medianía]", "  forms: {en: [Draws]}"),
+        BASICS,
+        "'Draws' stands in",
+        "terms.1.forms.en.0",
+        at="Draws]}",
+    ),
+    Bad(
+        "a form of two files",
+        content("roadmap/glossary/more.yaml", "terms:\n- {id: x, en: x, es: Media, definition: {en: x, es: x}}\n"),
+        "roadmap/glossary/more.yaml",
+        f"'Media' stands in {BASICS}:13 already",
+        "terms.0.es",
+        at="Media",
+    ),
+    Bad(
+        "a term whose entry is not there",
+        swap(BASICS, "entry: medians", "entry: modes"),
+        BASICS,
+        "the roadmap has no entry 'modes'",
+        "terms.1.entry",
+        at="modes",
+    ),
+    Bad(
+        "a form that begins with a sign",
+        swap(BASICS, "[draws]", "[-draws]"),
+        BASICS,
+        "begin with a letter or a digit",
+        "terms.0.forms.en.0",
+        at="-draws",
+    ),
+    Bad(
+        "a definition that is too long",
+        swap(BASICS, "A bird.", "word " * 61),
+        BASICS,
+        "has 61 words in 'en'; at most 60 are allowed",
+        "terms.2.definition",
+        at="{en: word",
+    ),
+    Bad(
+        "a definition whose English moved on alone",
+        swap(BASICS, "A bird.", "A large bird."),
+        BASICS,
+        "run `genai-kb translated glossary/basics`",
+    ),
+    Bad(
+        "a rendering to avoid in an entry",
+        compared(swap(DARTS, "Se lanzan", "Por Extracción  al azar, se lanzan")),
+        DARTS,
+        "uses 'Extracción  al azar', which the glossary advises against; write 'muestra'",
+        "summary.es",
+        at="Extracción",
+    ),
+    Bad(
+        "a rendering to avoid across two lines",
+        compared(swap(AVERAGES, "    Con $n$ muestras", "    Una extracción\n    al azar. Con $n$ muestras")),
+        AVERAGES,
+        "which the glossary advises against; write 'muestra'",
+        "idea.es",
+        at="extracción",
+        alone=False,
+    ),
+    Bad(
+        "a rendering to avoid in a chapter",
+        compared(swap(CHAPTER, "El segundo capítulo", "Medianía")),
+        CHAPTER,
+        "uses 'Medianía'",
+        "further_reading.0.note.es",
+        at="Medianía",
+    ),
+    Bad(
+        "a rendering to avoid in the glossary",
+        compared(swap(BASICS, "Un ave.", "Un sorteo.")),
+        BASICS,
+        "uses 'sorteo'",
+        "terms.2.definition.es",
+        at="sorteo.",
+    ),
+    Bad(
+        "a form that the glossary itself advises against",
+        swap(BASICS, "[muestras]", "[sorteo]"),
+        BASICS,
+        "uses 'sorteo'",
+        "terms.0.forms.es.0",
+        at="sorteo]}",
+    ),
+    Bad(
+        "a rendering to avoid in a title",
+        swap(MAP, "es: Áreas", "es: Sorteo"),
+        MAP,
+        "uses 'Sorteo'",
+        "tracks.0.sections.1.title.es",
+        at="Sorteo",
+    ),
+    Bad(
+        "a track at the address of another page",
+        swap(MAP, "- id: reading", "- id: glossary"),
+        MAP,
+        "'glossary' is the address of another page",
+        "tracks.1.id",
+        at="glossary",
+    ),
+]
+
 CLAIM_CASES = [
     Bad(
         "a metric that is not defined",
@@ -714,6 +829,7 @@ CASES = [
     *FIELD_CASES,
     *TEXT_CASES,
     *CHAPTER_CASES,
+    *GLOSSARY_CASES,
     *CLAIM_CASES,
     *CROSS_CASES,
     *MACHINE_CASES,

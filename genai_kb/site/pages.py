@@ -9,7 +9,8 @@ import posixpath
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from genai_kb.site.entry_page import entry_page
+from genai_kb.site.entry_page import entry_page, search_words
+from genai_kb.site.glossary_page import GLOSSARY, TermLinks, glossary_page, other_names, term_phrases
 from genai_kb.site.markup import attribute, first_sentence, plain, prose, questions
 from genai_kb.site.words import KINDS, WORDS, counted
 from genai_kb.verdicts import Verdict
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
     from typing import Any
 
     from genai_kb.catalog import Catalog, Item
-    from genai_kb.models import Reading, Section, Track
+    from genai_kb.models import Reading, Section, Term, Track
+    from genai_kb.phrases import Phrases
 
 
 def build_pages(catalog: Catalog, language: str) -> dict[str, str]:
     """All generated pages of one language: path to Markdown text."""
     pages = {"index.md": _home(catalog, language), "catalogue.md": _catalogue(catalog, language)}
+    if catalog.terms:
+        pages[GLOSSARY] = glossary_page(catalog, language)
+    phrases = term_phrases(catalog, language)
     for track in catalog.roadmap.tracks:
-        pages[f"{track.id}/index.md"] = _track(catalog, track, language)
+        pages[f"{track.id}/index.md"] = _track(catalog, track, language, phrases)
         for section in track.sections:
-            pages[f"{track.id}/{section.id}/index.md"] = _section(catalog, track, section, language)
+            pages[f"{track.id}/{section.id}/index.md"] = _section(catalog, track, section, language, phrases)
             for slug in section.entries:
                 if slug in catalog.items:
-                    pages[entry_path(catalog, slug)] = entry_page(catalog, catalog.items[slug], language)
+                    pages[entry_path(catalog, slug)] = entry_page(catalog, catalog.items[slug], language, phrases)
     return pages
 
 
@@ -45,6 +50,7 @@ def navigation(catalog: Catalog, language: str) -> list[Any]:
     return [
         {words["roadmap"]: ["index.md", *tracks]},
         {words["catalogue"]: "catalogue.md"},
+        *([{words["glossary"]: GLOSSARY}] if catalog.terms else []),
         {words["method"]: "method.md"},
     ]
 
@@ -115,15 +121,17 @@ def _card(catalog: Catalog, heading: str, text: str, slugs: Sequence[str], langu
     )
 
 
-def _track(catalog: Catalog, track: Track, language: str) -> str:
+def _track(catalog: Catalog, track: Track, language: str, phrases: Phrases[Term]) -> str:
     cards = []
     for section in track.sections:
         names = [_short_title(catalog, slug, language) for slug in section.entries]
         heading = f"[{plain(section.title[language])}]({section.id}/index.md)"
         cards.append(_card(catalog, heading, " · ".join(names), section.entries, language))
+    terms = TermLinks(phrases, track.id, language)
     parts = [f"# {plain(track.title[language])}"]
     if text := catalog.track_texts.get(track.id):
-        parts.append(prose(text.introduction[language]))
+        introduction = prose(text.introduction[language], terms=terms)
+        parts += [_search_words(terms, language), introduction]
     parts += [f"## {WORDS[language]['sections']}", '<div class="kb-cards" markdown>', *cards, "</div>\n"]
     return "\n\n".join(parts)
 
@@ -133,12 +141,15 @@ def _short_title(catalog: Catalog, slug: str, language: str) -> str:
     return plain(item.entry.short_title[language] if item else slug)
 
 
-def _section(catalog: Catalog, track: Track, section: Section, language: str) -> str:
+def _section(catalog: Catalog, track: Track, section: Section, language: str, phrases: Phrases[Term]) -> str:
     here = f"{track.id}/{section.id}"
     text = catalog.section_texts.get(here)
+    terms = TermLinks(phrases, here, language)
+    introduction = prose(text.introduction[language], terms=terms) if text else ""
+    asked = questions(text.questions, language, terms) if text else ""
     parts = [f"# {plain(section.title[language])}"]
     if text:
-        parts.append(prose(text.introduction[language]))
+        parts += [_search_words(terms, language), introduction]
     entries = [_entry_line(catalog, slug, here, language) for slug in section.entries]
     parts += [
         f"## {WORDS[language]['entries'].capitalize()}",
@@ -147,10 +158,14 @@ def _section(catalog: Catalog, track: Track, section: Section, language: str) ->
         "</ol>",
     ]
     if text:
-        parts += [f"## {WORDS[language]['questions']}", questions(text.questions, language)]
+        parts += [f"## {WORDS[language]['questions']}", asked]
     if text and text.further_reading:
         parts += [f"## {WORDS[language]['further_reading']}", _further_reading(text.further_reading, language)]
     return "\n\n".join(parts) + "\n"
+
+
+def _search_words(terms: TermLinks, language: str) -> str:
+    return f"<div hidden>{search_words(other_names(terms, language))}</div>"
 
 
 def _further_reading(readings: Sequence[Reading], language: str) -> str:

@@ -93,6 +93,7 @@ WORDS: dict[str, dict[str, str]] = {
         "amended_before": "Before",
         "arxiv": "arXiv",
         "authors": "Authors",
+        "avoid": "Better avoided",
         "bands": "Lines, bars and points are means over five seeds; bands and whiskers are 95% intervals.",
         "before": "Read first",
         "catalogue": "Catalogue",
@@ -114,10 +115,15 @@ WORDS: dict[str, dict[str, str]] = {
         "environment": "Measured with",
         "estimate": "Estimate",
         "exact": "exact",
+        "explained_in": "Explained in",
         "figure": "What we measured",
         "figure_table": "The figure's numbers",
         "full_code": "The whole file",
         "further_reading": "Further reading",
+        "glossary": "Glossary",
+        "glossary_lead": (
+            "{count} terms of generative AI in English and Spanish. On the other pages a dotted line below a word leads here."
+        ),
         "holds_if": "Reproduced if",
         "home_button": "Open the catalogue",
         "home_lead": (
@@ -129,6 +135,7 @@ WORDS: dict[str, dict[str, str]] = {
         "idea": "Key idea",
         "interval": "95% interval",
         "kind": "Kind",
+        "letters": "Letters of the glossary",
         "license": "Licence of the code",
         "measured_on": "Measured on",
         "method": "Method",
@@ -168,6 +175,7 @@ WORDS: dict[str, dict[str, str]] = {
         "amended_before": "Antes",
         "arxiv": "arXiv",
         "authors": "Autores",
+        "avoid": "Conviene evitar",
         "bands": "Líneas, barras y puntos son promedios de cinco semillas; bandas y bigotes, intervalos del 95 %.",
         "before": "Leer antes",
         "catalogue": "Catálogo",
@@ -189,10 +197,16 @@ WORDS: dict[str, dict[str, str]] = {
         "environment": "Medido con",
         "estimate": "Estimación",
         "exact": "exacto",
+        "explained_in": "Se explica en",
         "figure": "Lo que medimos",
         "figure_table": "Los números de la figura",
         "full_code": "El archivo completo",
         "further_reading": "Para seguir leyendo",
+        "glossary": "Glosario",
+        "glossary_lead": (
+            "{count} términos de la IA generativa en español e inglés, con las traducciones que conviene evitar. "
+            "En las demás páginas, una línea de puntos debajo de una palabra lleva hasta aquí."
+        ),
         "holds_if": "Reproducida si",
         "home_button": "Abrir el catálogo",
         "home_lead": (
@@ -205,6 +219,7 @@ WORDS: dict[str, dict[str, str]] = {
         "idea": "Idea clave",
         "interval": "Intervalo del 95 %",
         "kind": "Tipo",
+        "letters": "Letras del glosario",
         "license": "Licencia del código",
         "measured_on": "Medido el",
         "method": "Método",

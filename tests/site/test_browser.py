@@ -57,6 +57,14 @@ def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
+def small(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: ARG001 - as above
+    """A site of two entries with one term, built and served."""
+    project = make_project(tmp_path_factory.mktemp("small"))
+    build_site(project, project / "site")
+    yield from _serve(project / "site")
+
+
+@pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
     opened = browser.new_context(viewport={"width": 1280, "height": 900})
     yield opened
@@ -112,6 +120,34 @@ def test_search_finds_the_page_in_its_language(
 
     assert any(expected in link for link in found), found
     assert all(f"/{language}/" in link for link in found)
+
+
+@pytest.mark.parametrize(("language", "query"), [("es", "rank"), ("es", "matrix ranks"), ("en", "rango")])
+def test_search_finds_a_page_by_the_other_languages_term(page: Page, small: str, language: str, query: str) -> None:
+    page.goto(f"{small}/{language}/")
+
+    found = _results(page, query)
+
+    assert any(f"/{language}/language/adapting/first/" in link for link in found), found
+
+
+def test_a_term_leads_to_its_place_in_the_glossary_by_mouse_and_keyboard(page: Page, small: str) -> None:
+    for press in ("click", "keyboard"):
+        page.goto(f"{small}/en/language/adapting/first/")
+        term = page.locator("a.kb-term")
+        assert term.inner_text() == "rank"
+        assert term.get_attribute("title") == "How many rows differ in earnest."
+        assert "dotted" in term.evaluate("link => getComputedStyle(link).textDecorationStyle")
+        if press == "click":
+            term.click()
+        else:
+            term.focus()
+            page.keyboard.press("Enter")
+        page.wait_for_url(f"{small}/en/glossary/#rank")
+        assert page.locator("#rank dfn").is_visible()
+        assert page.locator("#rank").evaluate("term => term.matches(':target')")
+    page.locator("#rank a", has_text="first & Co").click()
+    page.wait_for_url(f"{small}/en/language/adapting/first/")
 
 
 def test_the_own_page_of_a_method_comes_first(page: Page, address: str) -> None:

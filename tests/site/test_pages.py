@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,18 +14,22 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import BaseModel
 
+from genai_kb.glossary import avoided
 from genai_kb.models import LANGUAGES, Bilingual, BilingualLine
 from genai_kb.site import words
 from genai_kb.site.entry_page import entry_page, snippet
 from genai_kb.site.pages import build_pages, count_verdicts, entry_path, navigation
+from genai_kb.validation import validate
 from genai_kb.verdicts import Verdict
 from tests.rendering import FORBIDDEN_TAGS, PAYLOADS, Element, elements, forbidden, render, text_of
 from tests.roadmap import ROOT, Project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from genai_kb.catalog import Catalog, Item
+    from genai_kb.models import Term
 
 # Pages that are written by hand, beside the generated ones.
 WRITTEN = {path.name for path in (ROOT / "docs" / "en").glob("*.md")}
@@ -35,6 +40,7 @@ PATHS = [
     "estimation/first-steps/averages.md",
     "estimation/first-steps/index.md",
     "estimation/index.md",
+    "glossary.md",
     "index.md",
     "reading/index.md",
     "reading/overviews/dice-box.md",
@@ -84,14 +90,16 @@ def test_there_is_a_page_for_every_track_section_and_entry(catalog: Catalog, lan
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_links_between_pages_lead_to_pages(pages: dict[str, dict[str, list[Element]]], language: str) -> None:
     known = {*pages[language], *WRITTEN}
+    anchors = {path: {element.attributes.get("id") for element in page} for path, page in pages[language].items()}
     linked = set()
     for path, page in pages[language].items():
-        anchors = {element.attributes.get("id") for element in page}
-        for link in links(page):
-            if link.startswith("#"):
-                assert link[1:] in anchors, f"{path}: {link}"
-            elif not urlsplit(link).scheme:
-                linked.add(posixpath.normpath(posixpath.join(posixpath.dirname(path), link)))
+        for link in map(urlsplit, links(page)):
+            if link.scheme:
+                continue
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link.path)) if link.path else path
+            assert not link.fragment or link.fragment in anchors[target], f"{path}: {link.geturl()}"
+            if link.path:
+                linked.add(target)
     assert linked <= known
     assert known - linked == {"index.md"}, "every page can be reached; the home page is the site's name"
 
@@ -112,6 +120,7 @@ def test_the_navigation_lists_sections_and_no_entries(catalog: Catalog, language
         "reading/index.md",
         "reading/overviews/index.md",
         "catalogue.md",
+        "glossary.md",
         "method.md",
     ]
 
@@ -123,8 +132,15 @@ def test_titles_of_the_navigation_are_in_the_pages_language(catalog: Catalog) ->
 
 def test_both_languages_have_the_same_parts(pages: dict[str, dict[str, list[Element]]]) -> None:
     for path in PATHS:
+        if path == "glossary.md":  # each language has an order of its own, and only one has renderings to avoid
+            continue
         english, spanish = (
-            [(e.tag, e.attributes.get("class")) for e in pages[language][path]] for language in LANGUAGES
+            [
+                (e.tag, e.attributes.get("class"))
+                for e in pages[language][path]
+                if e.attributes.get("class") != "kb-term"
+            ]
+            for language in LANGUAGES
         )
         assert english == spanish, path
 
@@ -342,6 +358,36 @@ def test_a_chapter_without_a_text_has_its_entries_only(pages: dict[str, dict[str
 # Words
 
 
+def spanish(table: Any) -> Iterator[str]:
+    """All texts of a table of words."""
+    if isinstance(table, str):
+        yield table
+    elif isinstance(table, dict):
+        for part in table.values():
+            yield from spanish(part)
+
+
+@pytest.mark.parametrize("table", ["WORDS", "VERDICTS", "OUTCOMES", "KINDS", "SEEN"])
+def test_no_word_is_one_that_the_glossary_advises_against(table: str) -> None:
+    wrong = avoided(real_terms())
+    assert [match[0] for text in spanish(getattr(words, table)["es"]) for match, _ in wrong.find(text)] == []
+
+
+@pytest.mark.parametrize(
+    "file", [*(ROOT / "docs" / "es").rglob("*.md"), ROOT / "README.es.md"], ids=lambda file: file.name
+)
+def test_no_written_page_uses_what_the_glossary_advises_against(file: Path) -> None:
+    assert [match[0] for match, _ in avoided(real_terms()).find(file.read_text(encoding="utf-8"))] == []
+
+
+@cache
+def real_terms() -> tuple[Term, ...]:
+    """The terms of the real glossary."""
+    catalog = validate(ROOT).catalog
+    assert catalog is not None
+    return tuple(catalog.terms)
+
+
 @pytest.mark.parametrize("table", ["WORDS", "VERDICTS", "KINDS", "SEEN"])
 def test_words_are_there_in_both_languages(table: str) -> None:
     english, spanish = (getattr(words, table)[language] for language in LANGUAGES)
@@ -357,7 +403,9 @@ def test_words_are_there_in_both_languages(table: str) -> None:
 
 def test_every_word_is_used_and_every_used_word_is_there() -> None:
     folder = ROOT / "genai_kb" / "site"
-    pages = "".join((folder / name).read_text(encoding="utf-8") for name in ("entry_page.py", "pages.py"))
+    pages = "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("entry_page.py", "glossary_page.py", "pages.py")
+    )
     used = set(re.findall(r"""(?:words|WORDS\[language\])\[["'](\w+)["']\]""", pages))
     used |= set(re.findall(r'PAGE_WORDS\[language\]\["(\w+)"\]', (folder / "plugin.py").read_text(encoding="utf-8")))
     assert used == set(words.WORDS["en"])
