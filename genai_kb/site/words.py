@@ -30,6 +30,28 @@ def counted(number: int, verdict: Verdict, language: str) -> str:
     return f"{word}s" if agrees else word
 
 
+AMOUNTS = {
+    "en": {
+        "claims": ("{} claim", "{} claims"),
+        "entries": ("{} entry", "{} entries"),
+        "measured": ("{} measured", "{} measured"),
+        "not_run": ("{} claim not run", "{} claims not run"),
+    },
+    "es": {
+        "claims": ("{} afirmación", "{} afirmaciones"),
+        "entries": ("{} entrada", "{} entradas"),
+        "measured": ("{} medida", "{} medidas"),
+        "not_run": ("{} afirmación sin ejecutar", "{} afirmaciones sin ejecutar"),
+    },
+}
+
+
+def amount(number: int, name: str, language: str) -> str:
+    """A number of things that AMOUNTS names, in the singular or plural."""
+    one, many = AMOUNTS[language][name]
+    return (one if number == 1 else many).format(number)
+
+
 # what became of one clause of a condition
 OUTCOMES = {
     "en": {
@@ -146,6 +168,13 @@ WORDS: dict[str, dict[str, str]] = {
         "not_fetched": "these facts were not fetched from arXiv itself",
         "not_run_yet": "There is no reproduction of this entry yet; its claims are registered and wait for one.",
         "nothing_after": "Nothing in the roadmap builds on this entry yet.",
+        "open": "Still open",
+        "open_lead": (
+            "Of the {count} entries of the roadmap, {planned} are planned and have no page yet; {unrun} have a page with "
+            "claims that were not run yet."
+        ),
+        "open_none": "Nothing is open here.",
+        "open_title": "What is planned and not run",
         "outcome": "Outcome",
         "place": "Where",
         "planned": "Planned",
@@ -230,6 +259,13 @@ WORDS: dict[str, dict[str, str]] = {
         "not_fetched": "estos datos no se obtuvieron de arXiv mismo",
         "not_run_yet": "Esta entrada aún no tiene reproducción; sus afirmaciones están registradas y la esperan.",
         "nothing_after": "Ninguna entrada de la ruta se apoya todavía en esta.",
+        "open": "Pendiente",
+        "open_lead": (
+            "De las {count} entradas de la ruta, {planned} están planeadas y aún no tienen página; {unrun} tienen página "
+            "con afirmaciones que todavía no se ejecutaron."
+        ),
+        "open_none": "Aquí no queda nada pendiente.",
+        "open_title": "Qué está planeado y qué falta ejecutar",
         "outcome": "Resultado",
         "place": "Dónde",
         "planned": "Planeada",

@@ -42,6 +42,7 @@ PATHS = [
     "estimation/index.md",
     "glossary.md",
     "index.md",
+    "planned.md",
     "reading/index.md",
     "reading/overviews/dice-box.md",
     "reading/overviews/guess-book.md",
@@ -122,6 +123,7 @@ def test_the_navigation_lists_sections_and_no_entries(catalog: Catalog, language
         "catalogue.md",
         "glossary.md",
         "method.md",
+        "planned.md",
     ]
 
 
@@ -238,6 +240,46 @@ def test_home_counts_entries_and_verdicts(catalog: Catalog, pages: dict[str, dic
     assert count_verdicts(catalog.items.values()) == Counter(
         {Verdict.REPRODUCED: 1, Verdict.NOT_REPRODUCED: 1, Verdict.NOT_RUN: 3}
     )
+
+
+def test_a_chapter_counts_its_entries_and_claims(pages: dict[str, dict[str, list[Element]]]) -> None:
+    first = with_class(pages["en"]["estimation/first-steps/index.md"], "kb-meta")[0]
+    assert "2 entries · 2 claims · 2 measured" in shown(pages["en"]["estimation/first-steps/index.md"])
+    assert first.tag == "p"
+    assert "4 entradas · 3 afirmaciones · 2 medidas" in shown(pages["es"]["estimation/index.md"])
+    assert "2 entradas · 1 afirmación · 0 medidas" in shown(pages["es"]["estimation/index.md"]), "a card of a section"
+    assert "4 entries · 3 claims · 2 measured" in shown(pages["en"]["index.md"]), "a card of a track"
+
+
+def test_what_is_open_is_listed_by_section(pages: dict[str, dict[str, list[Element]]]) -> None:
+    page = pages["en"]["planned.md"]
+    text = shown(page)
+    assert "Of the 6 entries of the roadmap, 2 are planned and have no page yet; 3 have a page" in text
+    assert "medians Planned" in text
+    assert "Dartboard 1 claim not run" in text
+    assert "estimation/areas/dartboard.md" in links(page)
+    assert "Averages" not in text, "all its claims were run"
+    assert "1 afirmación sin ejecutar" in shown(pages["es"]["planned.md"])
+
+
+def test_a_track_with_nothing_open_says_so(project: Project) -> None:
+    catalog = project.catalog()
+    del catalog.items["guess-book"]
+    del catalog.items["dice-box"]
+    reading = catalog.roadmap.tracks[1]
+    section = reading.sections[0].model_copy(update={"entries": ("averages",)})
+    tracks = (catalog.roadmap.tracks[0], reading.model_copy(update={"sections": (section,)}))
+    changed = replace(catalog, roadmap=catalog.roadmap.model_copy(update={"tracks": tracks}))
+    text = build_pages(changed, "en")["planned.md"]
+    assert text.endswith("## Reading\n\nNothing is open here.\n")
+
+
+def test_facts_that_were_not_all_checked_say_so(catalog: Catalog) -> None:
+    item = catalog.items["dartboard"]
+    for level, doubtful in (("high", False), ("partial", True), ("memory", True)):
+        changed = replace(item, metadata=item.metadata.model_copy(update={"verified": level}))
+        for language, doubt in (("en", "not all of these facts were checked"), ("es", "no todos estos datos")):
+            assert (doubt in shown(elements(render(entry_page(catalog, changed, language))))) == doubtful
 
 
 def test_the_search_finds_folded_names_and_both_titles(pages: dict[str, dict[str, list[Element]]]) -> None:
