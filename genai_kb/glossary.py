@@ -60,11 +60,13 @@ def _claimed(number: int, term: Term) -> Iterator[tuple[FieldPath, str, str]]:
 
 def avoid_problems(document: Document, phrases: Phrases[Term]) -> Iterator[Problem]:
     """Renderings in the Spanish texts of a file that the glossary advises against."""
-    for path, text in strings(document.data):
-        if _is_spanish(path):
-            for match, term in phrases.find(text):
-                place = document.place_of(path, match.start(), match.end())
-                yield Problem(document.file, *place, ".".join(map(str, path)), advice(match[0], term))
+    texts = [(path, text) for path, text in strings(document.data) if _is_spanish(path)]
+    if not phrases.may_find("\n".join(text for _, text in texts)):
+        return
+    for path, text in texts:
+        for match, term in phrases.find(text):
+            place = document.place_of(path, match.start(), match.end())
+            yield Problem(document.file, *place, ".".join(map(str, path)), advice(match[0], term))
 
 
 def _is_spanish(path: FieldPath) -> bool:

@@ -119,26 +119,27 @@ def write_metadata(path: Path, metadata: Compared) -> None:
     write_json(path, metadata.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def texts(value: Any, language: str) -> Iterator[str]:
-    """All texts of one language inside a model, in the order of its fields."""
-    if isinstance(value, Bilingual | BilingualLine | Term):
-        yield value[language]
-    if isinstance(value, BaseModel):
+def texts(value: Any) -> Iterator[Bilingual | BilingualLine | Term]:
+    """Everything inside a model that stands there in both languages, in the order of its fields."""
+    if isinstance(value, Bilingual | BilingualLine):
+        yield value
+    elif isinstance(value, BaseModel):
+        if isinstance(value, Term):
+            yield value
         for name in type(value).model_fields:
-            yield from texts(getattr(value, name), language)
+            yield from texts(getattr(value, name))
     elif isinstance(value, dict):
         for item in value.values():
-            yield from texts(item, language)
+            yield from texts(item)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from texts(item, language)
+            yield from texts(item)
 
 
 def text_hashes(written: Model) -> dict[str, str]:
     """A short hash of each language's text; line breaks and spacing do not count."""
+    found = list(texts(written))
     return {
-        language: hashlib.sha256("\0".join(" ".join(t.split()) for t in texts(written, language)).encode()).hexdigest()[
-            :12
-        ]
+        language: hashlib.sha256("\0".join(" ".join(t[language].split()) for t in found).encode()).hexdigest()[:12]
         for language in LANGUAGES
     }

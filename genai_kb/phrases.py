@@ -33,10 +33,16 @@ class Phrases(Generic[V]):
                 self._by_first.setdefault(first[0], []).append(phrase)
         self._patterns: dict[str, re.Pattern[str]] = {}  # made when a text has the word that they begin with
 
+    def may_find(self, text: str) -> bool:
+        """Whether a text has the letters of any phrase in a row; quick, to pass over texts without rare phrases."""
+        flat = normal(text)
+        present = self._by_first.keys() & set(_WORD.findall(flat))
+        return any(phrase in flat for first in present for phrase in self._by_first[first])
+
     def find(self, text: str) -> Iterator[tuple[re.Match[str], V]]:
         """Yield each phrase of a text where it stands, with its value, from left to right."""
-        if self._by_first.keys().isdisjoint(_WORD.findall(text.lower())):
-            return  # the usual case for rare phrases, decided without a loop
+        if not self.may_find(text):
+            return
         end = 0
         for word in _WORD.finditer(text):
             if word.start() < end or (first := word[0].lower()) not in self._by_first:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 from genai_kb.catalog import Catalog, Item, Place
 from genai_kb.chapters import is_chapter, read_chapters
 from genai_kb.checks import formula_problems, machine_written, translation_problems, unreadable
-from genai_kb.codehash import NOT_PYTHON, CodeError, CodeHasher, defined_names
+from genai_kb.codehash import CodeError, CodeHasher
 from genai_kb.glossary import avoid_problems, avoided
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
@@ -44,7 +46,23 @@ class Validated:
 
 def validate(root: Path) -> Validated:
     """Read and check everything below a project's root; never raises for what a file holds."""
-    root = root.resolve()
+    with _without_collector():
+        return _validate(root.resolve())
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Look for no cycles meanwhile: a million small objects come to stay, and each search would go through all."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _validate(root: Path) -> Validated:
     try:
         document = read_yaml(root / ROADMAP, root)
     except ProblemsError as error:
@@ -83,7 +101,7 @@ def validate(root: Path) -> Validated:
     in_order = sorted(catalog.items.items(), key=lambda pair: pair[1].place.number)
     catalog = Catalog(root, roadmap, dict(in_order), chapters.tracks, chapters.sections, chapters.topics)
     for slug, item in catalog.items.items():
-        problems += _entry_problems(catalog, item, documents[slug])
+        problems += _entry_problems(catalog, item, documents[slug], hasher)
     phrases = avoided(catalog.terms)
     for read in (document, *chapters.documents, *documents.values()):
         problems += avoid_problems(read, phrases)
@@ -210,7 +228,7 @@ def _claims_differ(entry: Entry, record: Record) -> bool:
     return recorded != current
 
 
-def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterator[Problem]:
+def _entry_problems(catalog: Catalog, item: Item, document: Document, hasher: CodeHasher) -> Iterator[Problem]:
     """Everything about one entry that takes more than its own file to know."""
 
     def at(*path: str | int) -> tuple[str, int, int, str]:
@@ -225,7 +243,7 @@ def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterato
             yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
     yield from formula_problems(document)
     yield from _metadata_problems(item, document)
-    yield from _reproduction_problems(item, at)
+    yield from _reproduction_problems(item, hasher, at)
     yield from _record_problems(item, at)
 
 
@@ -241,7 +259,7 @@ def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
     yield from translation_problems(document, item.slug, item.metadata, item.entry)
 
 
-def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
+def _reproduction_problems(item: Item, hasher: CodeHasher, at: _At) -> Iterator[Problem]:
     entry = item.entry
     if item.reproduction is None:
         for key in ("figure", "walkthrough"):
@@ -250,10 +268,9 @@ def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
                     *at(key), "there is no reproduction that it could show; write it first or remove this key"
                 )
         return
-    try:
-        names = defined_names(item.reproduction.read_text(encoding="utf-8"))
-    except (*NOT_PYTHON, OSError):
-        return  # told where its code is hashed
+    names = hasher.names(item.reproduction)
+    if not names:
+        return  # it cannot be read, which is told where its code is hashed
     if "run" not in names or "SHORT" not in names:
         yield Problem(*at(), "the reproduction lacks `run` or `SHORT`; define both, as its neighbours do")
     for number, note in enumerate(entry.walkthrough or ()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,8 @@ FieldPath = tuple[str | int, ...]
 Position = tuple[int, int]
 
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+
+_RESOLVER: Any = yaml.resolver.Resolver()
 
 _START: Position = (1, 1)
 _BYTE_ORDER_MARK = "\ufeff"
@@ -324,7 +327,7 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             self._refuse_anchor_and_tag(event)
             if self.stack and self.stack[-1].awaits_key():
-                self._take_key(loader, event)
+                self._take_key(event)
             else:
                 self._take_scalar(loader, event)
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -358,8 +361,8 @@ class _Builder:
         node: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self.stack.append(_Open(self._place(node, event), node))
 
-    def _take_key(self, loader: Any, event: yaml.ScalarEvent) -> None:
-        parent, key, tag = self.stack[-1], event.value, _tag(loader, event)
+    def _take_key(self, event: yaml.ScalarEvent) -> None:
+        parent, key, tag = self.stack[-1], event.value, _tag(event)
         path = (*parent.path, key)
         if tag == "merge":
             self._refuse(event, "the merge key `<<` is refused; write the keys out")
@@ -379,7 +382,7 @@ class _Builder:
         self._check_escapes(event)
 
     def _take_scalar(self, loader: Any, event: yaml.ScalarEvent) -> None:
-        tag = _tag(loader, event)
+        tag = _tag(event)
         if not self.stack and tag == "null" and not event.value:
             return  # a document without content counts as an empty file
         value = event.value
@@ -475,11 +478,16 @@ class _Builder:
         return ""
 
 
-def _tag(loader: Any, event: yaml.ScalarEvent) -> str:
+def _tag(event: yaml.ScalarEvent) -> str:
     """Return the short name of the type that YAML gives a scalar, such as "str" or "int"."""
     if not event.implicit[0]:  # quoted, a block, or tagged
         return "str"
-    return str(loader.resolve(yaml.ScalarNode, event.value, event.implicit)).removeprefix(_TAG_PREFIX)
+    return _plain_tag(event.value)
+
+
+@lru_cache(maxsize=4096)  # the same keys come up in every file
+def _plain_tag(value: str) -> str:
+    return str(_RESOLVER.resolve(yaml.ScalarNode, value, (True, False))).removeprefix(_TAG_PREFIX)
 
 
 def _position(mark: Any) -> Position:
