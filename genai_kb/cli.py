@@ -15,6 +15,7 @@ from genai_kb.models import LANGUAGES, Kind
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from genai_kb.arxiv_api import Arxiv
     from genai_kb.catalog import Catalog, Item
 
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
@@ -65,6 +66,33 @@ def _item(catalog: Catalog, slug: str) -> Item:
     near = difflib.get_close_matches(slug, catalog.places, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "`genai-kb list` shows all"
     raise click.UsageError(f"the roadmap has no entry {slug!r}; {hint}")
+
+
+def _places(context: click.Context) -> Catalog:
+    """A catalogue of places without entries, for what must work however unfinished the entries are."""
+    from genai_kb.catalog import Catalog
+    from genai_kb.problems import ProblemsError
+    from genai_kb.validation import read_roadmap
+
+    root = context.obj().resolve()
+    try:
+        _, roadmap = read_roadmap(root)
+    except ProblemsError as error:
+        for problem in error.problems:
+            click.echo(_line(problem), err=True)
+        context.exit(PROBLEMS)
+    return Catalog(root, roadmap)
+
+
+def _arxiv() -> Arxiv:
+    """The connection to arXiv, or to what the environment names in its place."""
+    from genai_kb.arxiv_api import Arxiv
+    from genai_kb.terminal import complain
+
+    try:
+        return Arxiv.from_environment(complain)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _line(problem: Any) -> str:
@@ -318,6 +346,29 @@ def _mark_text(catalog: Catalog, name: str) -> None:
 
     compared = Compared.model_validate({"translated": text_hashes(catalog.texts[name])})
     write_metadata(catalog.root / "roadmap" / f"{name}.json", compared)
+
+
+@main.command()
+@click.argument("slugs", nargs=-1)
+@click.option(
+    "--all", "everything", is_flag=True, help="All that are on arXiv, planned ones too, the oldest facts first."
+)
+@click.option("--check", is_flag=True, help="Only report what has changed; write nothing.")
+@click.pass_context
+def fetch(context: click.Context, slugs: tuple[str, ...], *, everything: bool, check: bool) -> None:
+    """Fetch titles, authors, dates and the like from arXiv, and report what has changed.
+
+    Interrupted, `--all` takes up where it stopped when it is called again on the same day.
+    """
+    if not (slugs or everything):
+        raise click.UsageError("name an entry, or give --all")
+    catalog = _places(context)
+    for slug in slugs:
+        if slug not in catalog.places:
+            _item(catalog, slug)
+    from genai_kb.fetch import fetch_command
+
+    context.exit(fetch_command(catalog, slugs, everything=everything, check=check, arxiv=_arxiv()))
 
 
 @main.command()

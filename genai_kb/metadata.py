@@ -7,6 +7,7 @@ a short hash of each language as of the last time both were brought in line.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +20,41 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from genai_kb.models import Model
+
+
+_GROUP = re.compile(
+    r"\b(?:Collaborations?|Consortium|Team|Authors|Group|Project|Institute|Society|Labs?)\b|\.(?:AI|ai)$|\d"
+)
+_SUFFIX = re.compile(r"Jr\.?|Sr\.?|[IV]{2,}")
+_PARTICLES = frozenset(
+    [
+        "van",
+        "von",
+        "der",
+        "den",
+        "de",
+        "del",
+        "della",
+        "di",
+        "da",
+        "dos",
+        "du",
+        "la",
+        "le",
+        "bin",
+        "ibn",
+        "Van",
+        "Von",
+        "De",
+        "Der",
+        "Den",
+        "Le",
+        "La",
+        "Di",
+        "Da",
+        "Du",
+    ]
+)
 
 
 class _Machine(BaseModel):
@@ -39,6 +75,23 @@ class Person(_Machine):
         """The name in reading order."""
         return self.literal or " ".join(part for part in (self.given, self.family) if part)
 
+    @classmethod
+    def named(cls, name: str) -> Person:
+        """Split a full name; a group, and a name of one word, stays whole.
+
+        A family name is the last word, with the particles before it and a number or "Jr." behind it. A family name
+        of several words cannot be told from a middle name, so it is cut; `fetch` keeps a better split that is stored.
+        """
+        words = name.split()
+        if len(words) == 1 or _GROUP.search(name):
+            return cls(literal=" ".join(words))
+        first = len(words) - 1
+        if first > 1 and _SUFFIX.fullmatch(words[first]):
+            first -= 1
+        while first > 1 and words[first - 1] in _PARTICLES:
+            first -= 1
+        return cls(family=" ".join(words[first:]), given=" ".join(words[:first]))
+
 
 class Issued(_Machine):
     """A date as CSL-JSON writes it: [[year, month, day]], the last two optional."""
@@ -54,6 +107,13 @@ class Custom(_Machine):
     arxiv: str | None = None
     code: str | None = None
     license: str | None = None
+    """Licence of the code."""
+    version: int | None = Field(default=None, ge=1)
+    """The latest version at arXiv when the facts were fetched."""
+    journal_reference: str | None = None
+    """Where the paper was published, in the words that its authors left at arXiv."""
+    withdrawn: Literal[True] | None = None
+    """The authors took the paper back."""
 
 
 class Bibliography(_Machine):

@@ -64,12 +64,9 @@ def _without_collector() -> Iterator[None]:
 
 def _validate(root: Path) -> Validated:
     try:
-        document = read_yaml(root / ROADMAP, root)
+        document, roadmap = read_roadmap(root)
     except ProblemsError as error:
         return Validated(None, error.problems)
-    roadmap = validate_document(Roadmap, document)
-    if isinstance(roadmap, list):
-        return Validated(None, roadmap)
     catalog = Catalog(root, roadmap)
     problems = list(_roadmap_problems(document, roadmap))
     documents: dict[str, Document] = {}
@@ -108,6 +105,19 @@ def _validate(root: Path) -> Validated:
     problems += _cycles(catalog, documents)
     problems += _strays(catalog, root)
     return Validated(catalog, sorted({replace(problem, file=printable(problem.file, 200)) for problem in problems}))
+
+
+def read_roadmap(root: Path) -> tuple[Document, Roadmap]:
+    """Read the roadmap alone, with the places of its fields.
+
+    Raises:
+        ProblemsError: it has an error.
+    """
+    document = read_yaml(root / ROADMAP, root)
+    roadmap = validate_document(Roadmap, document)
+    if isinstance(roadmap, list):
+        raise ProblemsError(roadmap)
+    return document, roadmap
 
 
 def _yaml_files(root: Path) -> list[Path]:
