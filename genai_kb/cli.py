@@ -372,16 +372,86 @@ def fetch(context: click.Context, slugs: tuple[str, ...], *, everything: bool, c
 
 
 @main.command()
+@click.argument("paper", required=False, metavar="[ID]")
+@click.option("--section", help="Where it belongs, as track/section; a planned one has its place.")
+@click.option("--slug", help="Its short name in files and addresses.  [default: one made of the title]")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="[default: as the facts suggest]")
+@click.option("--no-arxiv", is_flag=True, help="For papers elsewhere, tools and the like; no ID is given.")
+@click.option("--title", help="The title, where arXiv cannot tell it.")
+@click.option("--author", "authors", multiple=True, help="A full name; once for each author.")
+@click.option("--year", type=click.IntRange(1600, 2200))
+@click.option("--url", help="Its https address.")
 @click.pass_context
-def schema(context: click.Context) -> None:
-    """Write the JSON Schemas that editors use."""
-    from genai_kb.files import write_json
-    from genai_kb.schema import json_schemas
+def new(context: click.Context, /, paper: str | None, kind: str | None, *, no_arxiv: bool, **options: Any) -> None:
+    """Begin an entry: what is known of the paper ID filled in, the rest as blanks that `validate` names."""
+    if (paper is None) != no_arxiv:
+        raise click.UsageError("give an arXiv id, or --no-arxiv without one")
+    catalog = _places(context)
+    from genai_kb import scaffold, terminal
 
+    try:
+        made = scaffold.make(
+            catalog, scaffold.Wish(paper, kind=Kind(kind) if kind else None, **options), _arxiv, _choose_slug
+        )
+    except scaffold.ScaffoldError as error:
+        terminal.complain(str(error))
+        context.exit(PROBLEMS)
+    except OSError as error:
+        terminal.complain(f"cannot write {error.filename}: {error.strerror}; the same command goes on from here")
+        context.exit(PROBLEMS)
+    for note in made.notes:
+        terminal.complain(note)
+    for file in made.files:
+        click.echo(f"wrote {file}")
+    click.echo("next:")
+    for step in scaffold.next_steps(made):
+        click.echo(f"  {step}")
+
+
+def _choose_slug(proposed: str) -> str:
+    """The proposed slug, or what is typed in its place where somebody sits at the terminal."""
+    if not sys.stdin.isatty():
+        return proposed
+    return str(click.prompt("slug", default=proposed or None))
+
+
+@main.command()
+@click.option("--wire", is_flag=True, help="Also name its schema in a comment on top of each file that lacks it.")
+@click.option("--check", is_flag=True, help="Write nothing; say which schema or comment is out of date.")
+@click.pass_context
+def schema(context: click.Context, *, wire: bool, check: bool) -> None:
+    """Write the JSON Schemas that editors use."""
+    from genai_kb.files import write_json, write_text
+    from genai_kb.schema import json_schemas, modeline, unwired
+
+    if wire and check:
+        raise click.UsageError("--wire writes and --check does not; give one of them")
+    root = context.obj().resolve()
+    try:
+        files = unwired(root) if wire or check else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"a file cannot be read: {error}; `genai-kb validate` says more") from error
+    if check:
+        old = [name for name, content in json_schemas().items() if _json(root / "roadmap" / name) != content]
+        for name in old:
+            click.echo(f"roadmap/{name}:1:1: is not that of the models; run `genai-kb schema`")
+        for name in files:
+            line = modeline(name.removeprefix("roadmap/"))
+            click.echo(f"{name}:1:1: lacks the comment `{line}`; run `genai-kb schema --wire`")
+        context.exit(PROBLEMS if old or files else 0)
     for name, content in json_schemas().items():
-        target = context.obj() / "roadmap" / name
-        write_json(target, content)
+        write_json(root / "roadmap" / name, content)
         click.echo(f"wrote roadmap/{name}")
+    for name, text in files.items():
+        write_text(root / name, text)
+        click.echo(f"wired {name}")
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 @main.group()

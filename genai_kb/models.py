@@ -139,6 +139,16 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+# What `new` leaves for people to write; a text that begins so is refused.
+BLANK = "TO WRITE"
+_NO_BLANK: dict[str, Any] = {"not": {"pattern": f"^{BLANK}\\b"}}
+
+
+def _for_editors(**rules: Any) -> Any:
+    """Rules of the JSON Schema that stand for a check in Python, as far as a schema can tell them."""
+    return Field(json_schema_extra=rules)
+
+
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 ArxivId = Annotated[
@@ -146,21 +156,37 @@ ArxivId = Annotated[
     StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$"),
     BeforeValidator(_quoted),
 ]
-Url = Annotated[str, AfterValidator(check_url)]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_line)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text)]
+Url = Annotated[str, AfterValidator(check_url), _for_editors(pattern=r"^https://[^\s@]+$")]
+Line = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200),
+    AfterValidator(check_line),
+    _for_editors(pattern=r"^\S(.*\S)?$", **_NO_BLANK),
+]
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text), _for_editors(**_NO_BLANK)
+]
 Phrase = Annotated[Line, StringConstraints(pattern=r"^\w")]
-HoldsIf = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_condition)]
-IsoDate = Annotated[date, BeforeValidator(_as_date, json_schema_input_type=str)]
+HoldsIf = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=1000),
+    AfterValidator(_condition),
+    _for_editors(pattern=r"^[\s(]*(mean|min|max)\b"),
+]
+IsoDate = Annotated[
+    date,
+    BeforeValidator(_as_date, json_schema_input_type=str),
+    _for_editors(pattern=r"^\d{4}-\d{2}-\d{2}$"),
+]
 
 
 class BilingualLine(Model):
     """One line of text in both languages."""
 
     en: Line
-    """The line in English."""
+    """The line in English: at most 200 characters, with emphasis, `code`, $formulas$ and https links."""
     es: Line
-    """The same line in Spanish."""
+    """The same line in Spanish, under the same rules."""
 
     def __getitem__(self, language: str) -> str:
         """Return the text in one of LANGUAGES."""
@@ -171,9 +197,9 @@ class Bilingual(Model):
     """A text in both languages: paragraphs, emphasis, `code`, $formulas$ and https links."""
 
     en: Text
-    """The text in English."""
+    """The text in English: at most 6,000 characters; no raw HTML, no heading, no link other than https."""
     es: Text
-    """The same text in Spanish."""
+    """The same text in Spanish, under the same rules."""
 
     def __getitem__(self, language: str) -> str:
         """Return the text in one of LANGUAGES."""
@@ -232,9 +258,9 @@ class Claim(Model):
     test: Bilingual
     """What is measured here to judge the statement."""
     metrics: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_tuple)]
-    """The metrics that this claim needs; each is defined under the entry's `metrics`."""
+    """The metrics that this claim needs, one or more; each is defined under the entry's `metrics`."""
     holds_if: HoldsIf
-    """The condition under which the claim counts as reproduced, e.g. "mean(gain) >= 0.1"."""
+    """The condition under which the claim counts as reproduced, e.g. "mean(gain) >= 0.1"; it may name the claim's metrics only."""
     trial: Bilingual | None = None
     """What a trial on pilot seeds had shown before the threshold was set, if it informed it."""
     discussion: Bilingual | None = None
@@ -314,7 +340,7 @@ class Figure(Model):
     """The figure of an entry: what to draw from the record's rows."""
 
     panels: Annotated[tuple[Panel, ...], Field(min_length=1, max_length=4), BeforeValidator(_tuple)]
-    """The plots, side by side."""
+    """The plots, side by side: one to four."""
     caption: Bilingual
     """What the figure shows, one or two sentences, with no result that the data might contradict."""
     alt: BilingualLine
@@ -342,9 +368,9 @@ class Entry(Model):
     arxiv: ArxivId | None = None
     """The arXiv id without a version, in quotes."""
     url: Url | None = None
-    """Where to find it when it is not on arXiv."""
+    """Where to find it when it is not on arXiv: an https address without a user name."""
     tags: Annotated[tuple[Slug, ...], Field(min_length=1, max_length=6), BeforeValidator(_tuple)]
-    """Topics, from the closed list in roadmap.yaml."""
+    """Topics, from the closed list in roadmap.yaml: one to six."""
     prerequisites: Annotated[tuple[Slug, ...], BeforeValidator(_tuple)] = ()
     """Slugs of the entries to read first."""
     summary: Annotated[Bilingual, _at_most(110)]
@@ -356,7 +382,7 @@ class Entry(Model):
     metrics: dict[Name, Bilingual]
     """What each metric is: definition, range, chance level."""
     claims: Annotated[tuple[Claim, ...], Field(min_length=1), BeforeValidator(_tuple)]
-    """The claims, registered before their counted run."""
+    """The claims, one or more, registered before their counted run."""
     changes: Bilingual | None = None
     """What was changed in the experiment on pilot seeds, before the counted run, and why."""
     figure: Figure | None = None

@@ -125,7 +125,7 @@ class Document:
             the start of the value where it is no string or spans several lines.
         """
         start = self.position(path)
-        value = self._value(path)
+        value = self.value(path)
         return _position_within(self._lines, start, value, offset) if isinstance(value, str) else start
 
     def place_of(self, path: FieldPath, start: int, end: int) -> Position:
@@ -140,7 +140,7 @@ class Document:
             the start of the value where the file spells the phrase with escapes.
         """
         line, column = self.position(path)
-        value = str(self._value(path))
+        value = str(self.value(path))
         phrase = re.compile(r"\s+".join(map(re.escape, value[start:end].split())))
         earlier = sum(1 for _ in phrase.finditer(value, 0, start))
         source = "\n".join(self._lines[line - 1 :])
@@ -150,7 +150,8 @@ class Document:
         below, column = _position_of(source, found.start())
         return line + below - 1, column
 
-    def _value(self, path: FieldPath) -> Any:
+    def value(self, path: FieldPath) -> Any:
+        """Return the value at a path, or None if there is none."""
         value = self.data
         for step in path:
             try:

@@ -118,16 +118,18 @@ def _facts(catalog: Catalog, item: Item, language: str) -> str:
     arxiv, code = facts.custom.arxiv, facts.custom.code
     url = item.entry.url or facts.url
     title = _link(url, facts.title) if url else plain(facts.title)
-    doubts = [] if meta.verified == "high" else [words["unverified"]]
-    doubts += [words["not_fetched"]] if arxiv and not meta.fetched else []
-    source = "; ".join([plain(meta.source), *doubts])
+    notes = [] if meta.verified == "high" else [words["unverified"]]
+    if arxiv:
+        notes.append(words["fetched"].format(date=plain(meta.fetched)) if meta.fetched else words["not_fetched"])
+    source = "; ".join([plain(meta.source), *notes])
+    withdrawn = f" ({words['withdrawn']})" if facts.custom.withdrawn else ""
     tags = [catalog.roadmap.tags[tag][language] for tag in item.entry.tags if tag in catalog.roadmap.tags]
     rows = [
         (words["title"], title),
         (words["authors"], plain(", ".join(person.full for person in facts.author))),
         (words["published"], _date(item)),
         (words["venue"], plain(facts.container_title or "")),
-        (words["arxiv"], _link(f"https://arxiv.org/abs/{arxiv}", arxiv) if arxiv else ""),
+        (words["arxiv"], _link(f"https://arxiv.org/abs/{arxiv}", arxiv) + withdrawn if arxiv else ""),
         (words["doi"], _link(f"https://doi.org/{facts.doi}", facts.doi) if facts.doi else ""),
         (words["code"], _link(code, code.removeprefix("https://")) if code else ""),
         (words["license"], plain(facts.custom.license or "")),

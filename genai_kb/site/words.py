@@ -138,6 +138,7 @@ WORDS: dict[str, dict[str, str]] = {
         "estimate": "Estimate",
         "exact": "exact",
         "explained_in": "Explained in",
+        "fetched": "checked against arXiv on {date}",
         "figure": "What we measured",
         "figure_table": "The figure's numbers",
         "full_code": "The whole file",
@@ -196,6 +197,7 @@ WORDS: dict[str, dict[str, str]] = {
         "unverified": "not all of these facts were checked against a source",
         "venue": "Venue",
         "verdict": "Verdict",
+        "withdrawn": "withdrawn by its authors",
         "year": "Year",
     },
     "es": {
@@ -227,6 +229,7 @@ WORDS: dict[str, dict[str, str]] = {
         "estimate": "Estimación",
         "exact": "exacto",
         "explained_in": "Se explica en",
+        "fetched": "cotejados con arXiv el {date}",
         "figure": "Lo que medimos",
         "figure_table": "Los números de la figura",
         "full_code": "El archivo completo",
@@ -287,6 +290,7 @@ WORDS: dict[str, dict[str, str]] = {
         "unverified": "no todos estos datos se cotejaron con una fuente",
         "venue": "Revista o congreso",
         "verdict": "Veredicto",
+        "withdrawn": "retirado por sus autores",
         "year": "Año",
     },
 }
