@@ -28,7 +28,7 @@ validate: $(VENV)/.site  ## check the roadmap
 check: $(VENV)/.check  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy genai_kb reproductions/lab tests
+	$(BIN)/mypy genai_kb reproductions/lab benchmarks tests
 
 spell: $(VENV)/.site build/node/.installed  ## spelling in both languages; needs Node.js and npm
 	rm -rf build/prose

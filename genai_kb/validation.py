@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ from genai_kb.catalog import Catalog, Item, Place
 from genai_kb.chapters import is_chapter, read_chapters
 from genai_kb.checks import formula_problems, machine_written, translation_problems, unreadable
 from genai_kb.codehash import CodeError, CodeHasher
+from genai_kb.collector import without_collector
 from genai_kb.glossary import avoid_problems, avoided
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
@@ -44,25 +43,10 @@ class Validated:
     problems: list[Problem] = field(default_factory=list)
 
 
+@without_collector()
 def validate(root: Path) -> Validated:
     """Read and check everything below a project's root; never raises for what a file holds."""
-    with _without_collector():
-        return _validate(root.resolve())
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Look for no cycles meanwhile: a million small objects come to stay, and each search would go through all."""
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collected:
-            gc.enable()
-
-
-def _validate(root: Path) -> Validated:
+    root = root.resolve()
     try:
         document, roadmap = read_roadmap(root)
     except ProblemsError as error:

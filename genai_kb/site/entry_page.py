@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import posixpath
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from genai_kb.bibliography import bibtex, folded
@@ -284,13 +285,18 @@ def _fenced(code: str, language: str) -> str:
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"
 
 
+@lru_cache(maxsize=2)  # a page shows several pieces of one file
+def _statements(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body
+
+
 def snippet(source: str, name: str) -> str:
     """The source lines of a function, class, method or constant; indented code is moved to the margin.
 
     Raises:
         KeyError: the source does not define the name.
     """
-    body = ast.parse(source).body
+    body = _statements(source)
     found: ast.stmt | None = None
     for part in name.split("."):
         found = next((statement for statement in body if part in bound_names(statement)), None)

@@ -9,6 +9,7 @@ import posixpath
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from genai_kb.collector import without_collector
 from genai_kb.site.entry_page import entry_page, search_words
 from genai_kb.site.glossary_page import GLOSSARY, TermLinks, glossary_page, other_names, term_phrases
 from genai_kb.site.markup import attribute, first_sentence, plain, prose, questions
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from genai_kb.phrases import Phrases
 
 
+@without_collector()
 def build_pages(catalog: Catalog, language: str) -> dict[str, str]:
     """All generated pages of one language: path to Markdown text."""
     pages = {
