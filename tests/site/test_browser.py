@@ -7,7 +7,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -182,7 +182,7 @@ def test_a_page_asks_no_other_host_and_logs_no_error(page: Page, address: str, p
     assert errors == []
 
 
-@pytest.mark.parametrize("path", ["en/", "es/catalogue/", f"es/{LORA}", "es/method/", "en/llm/"])
+@pytest.mark.parametrize("path", ["en/", "es/catalogue/", f"es/{LORA}", "es/method/", "en/llm/", "es/planned/"])
 def test_a_page_fits_a_phone(browser: Browser, address: str, path: str) -> None:
     phone = browser.new_context(viewport={"width": 360, "height": 740})
     opened = phone.new_page()
@@ -211,20 +211,33 @@ def test_a_page_can_be_read_without_javascript(browser: Browser, address: str) -
     plain.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["en/", f"es/{LORA}", "es/catalogue/", "en/method/"])
-def test_a_page_has_no_serious_accessibility_violation(browser: Browser, address: str, path: str, scheme: str) -> None:
+def _serious(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> list[tuple[str, list[str]]]:
+    """Rules of accessibility that a page breaks seriously, with the beginning of some elements."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    seen = browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
+    seen = browser.new_context(color_scheme=scheme)
     opened = seen.new_page()
-    opened.goto(f"{address}/{path}")
+    opened.goto(url)
     opened.wait_for_load_state("networkidle")
-
     violations = axe.run(opened).response["violations"]
-
     seen.close()
     serious = [v for v in violations if v["impact"] in {"serious", "critical"}]
-    assert [(v["id"], [n["html"][:120] for n in v["nodes"]][:3]) for v in serious] == []
+    return [(v["id"], [n["html"][:120] for n in v["nodes"]][:3]) for v in serious]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["en/", f"es/{LORA}", "es/catalogue/", "en/method/", "es/planned/"])
+def test_a_page_has_no_serious_accessibility_violation(
+    browser: Browser, address: str, path: str, scheme: Literal["light", "dark"]
+) -> None:
+    assert _serious(browser, f"{address}/{path}", scheme) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["es/glossary/#rank", "en/language/adapting/first/"])
+def test_terms_have_no_serious_accessibility_violation(
+    browser: Browser, small: str, path: str, scheme: Literal["light", "dark"]
+) -> None:
+    assert _serious(browser, f"{small}/{path}", scheme) == []
 
 
 def test_nothing_in_bibliographic_facts_can_run(browser: Browser, tmp_path: Path) -> None:
