@@ -169,10 +169,10 @@ def _author(name: str, known: dict[str, Person]) -> Person:
 def changes(before: Metadata, after: Metadata) -> list[Change]:
     """What a reader should hear of; a date that only becomes more exact, and a first version number, are no news."""
     old, new = before.bibliography, after.bibliography
-    first = before.fetched is None
+    known = old.custom.version is not None
     pairs: list[tuple[str, Any, Any]] = [
         ("withdrawn", old.custom.withdrawn, new.custom.withdrawn),
-        ("version", None if first else old.custom.version, None if first else new.custom.version),
+        ("version", old.custom.version, new.custom.version if known else None),
         ("title", old.title, new.title),
         ("authors", "; ".join(p.full for p in old.author), "; ".join(p.full for p in new.author)),
         ("date", _date(old.issued), _date(new.issued)),

@@ -46,7 +46,9 @@ def test_validation_takes_less_than_a_second() -> None:
 @pytest.mark.parametrize(
     ("arguments", "absent"),
     [
-        (["validate"], ["torch", "numpy", "pandas", "rich", "mkdocs", "psutil"]),
+        (["validate"], ["torch", "numpy", "pandas", "rich", "mkdocs", "psutil", "arxiv", "requests"]),
+        (["fetch", "mlp"], ["torch", "numpy", "pandas", "mkdocs"]),
+        (["new", "--help"], ["torch", "numpy", "pandas", "mkdocs", "arxiv", "requests"]),
         (["list"], ["torch", "mkdocs"]),
         (["show", "lora"], ["torch", "pandas", "mkdocs"]),
         (["path", "lora"], ["torch", "pandas", "mkdocs"]),

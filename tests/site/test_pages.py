@@ -291,6 +291,34 @@ def test_the_search_finds_folded_names_and_both_titles(pages: dict[str, dict[str
             assert word in meta
 
 
+# Where the facts come from
+
+
+@pytest.mark.parametrize(
+    ("slug", "language", "shown"),
+    [
+        ("dartboard", "en", "arxiv.org; checked against arXiv on 2026-11-01"),
+        ("dartboard", "es", "arxiv.org; cotejados con arXiv el 2026-11-01"),
+        ("dice-box", "en", "arxiv.org; these facts were not fetched from arXiv itself"),
+        ("dice-box", "es", "arxiv.org; estos datos no se obtuvieron de arXiv mismo"),
+    ],
+)
+def test_a_page_says_whether_its_facts_come_from_arxiv_itself(
+    catalog: Catalog, slug: str, language: str, shown: str
+) -> None:
+    assert f"<dd>{shown}</dd>" in entry_page(catalog, catalog.items[slug], language)
+
+
+def test_a_page_says_that_a_paper_was_withdrawn(catalog: Catalog) -> None:
+    item = catalog.items["dartboard"]
+    custom = item.metadata.bibliography.custom.model_copy(update={"withdrawn": True})
+    facts = item.metadata.bibliography.model_copy(update={"custom": custom})
+    withdrawn = replace(item, metadata=item.metadata.model_copy(update={"bibliography": facts}))
+    assert "2101.00001</a> (withdrawn by its authors)</dd>" in entry_page(catalog, withdrawn, "en")
+    assert "(retirado por sus autores)" in entry_page(catalog, withdrawn, "es")
+    assert "withdrawn" not in entry_page(catalog, item, "en")
+
+
 # Payloads in every text
 
 
@@ -310,7 +338,7 @@ def poisoned(value: Any, payload: str) -> Any:
 
 # Fields that hold a plain text: bibliographic facts, conditions, and where a record was made.
 LINES = {"title", "family", "given", "literal", "container_title", "doi", "url", "code", "license", "arxiv", "source"}
-LINES |= {"holds_if", "date", "commit", "python", "torch", "platform", "processor"}
+LINES |= {"fetched", "holds_if", "date", "commit", "python", "torch", "platform", "processor"}
 
 
 def poisoned_line(name: str, value: Any, payload: str) -> Any:
