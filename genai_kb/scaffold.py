@@ -97,7 +97,8 @@ def make(
     planned = _planned(catalog, stored, wanted, wish)
     metadata = _facts(wish, wanted, stored.get(planned or ""), arxiv, notes)
     if planned is None:
-        planned = _same_title(catalog, stored, metadata.bibliography.title)
+        planned = _same_title(catalog, stored, metadata.bibliography.title, wanted)
+        metadata = _completed(metadata, stored[planned]) if planned else metadata
     slug = planned or wish.slug or choose(propose_slug(metadata, catalog, wish.section))
     if planned is None and not _bare(catalog, slug, wish.section):
         _refuse_slug(catalog, slug)
@@ -151,12 +152,29 @@ def _planned(catalog: Catalog, stored: dict[str, Metadata], wanted: str | None, 
     return None
 
 
-def _same_title(catalog: Catalog, stored: dict[str, Metadata], title: str) -> str | None:
+def _same_title(catalog: Catalog, stored: dict[str, Metadata], title: str, wanted: str | None) -> str | None:
+    """The planned slug of the same title; an entry of that title, or another paper of it, is refused."""
     for slug, metadata in stored.items():
         if _letters(metadata.bibliography.title) == _letters(title):
             _refuse_existing(catalog, slug, f"“{title}” is there already")
+            known = metadata.bibliography.custom.arxiv
+            if known not in {None, wanted}:
+                raise ScaffoldError(f"“{title}” is planned as {slug} with the arXiv id {known}; give that id")
             return slug
     return None
+
+
+def _completed(metadata: Metadata, stored: Metadata) -> Metadata:
+    """Fetched facts with those that arXiv does not know, as they are stored under the same title."""
+    facts, old = metadata.bibliography, stored.bibliography
+    custom = facts.custom.model_copy(update={"code": old.custom.code, "license": old.custom.license})
+    kept = {
+        "type": old.type,
+        "container_title": old.container_title or facts.container_title,
+        "url": old.url or facts.url,
+        "custom": custom,
+    }
+    return metadata.model_copy(update={"bibliography": facts.model_copy(update=kept)})
 
 
 def _letters(title: str) -> str:

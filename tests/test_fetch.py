@@ -148,7 +148,7 @@ def test_a_full_name_is_split_and_a_group_is_not(name: str, person: Person) -> N
     assert Person.named(name).full == name
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "roadmap").glob("*/*/*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "roadmap").glob("*/*/[!_]*.json")), ids=lambda file: file.stem)
 def test_every_stored_author_keeps_its_split_when_arxiv_gives_the_same_names(file: Path) -> None:
     before = read_metadata(file)
     paper = Paper("1", 1, "T", tuple(person.full for person in before.bibliography.author), PAPER.published)

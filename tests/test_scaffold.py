@@ -183,6 +183,30 @@ def test_a_planned_slug_is_begun_at_its_place_with_what_is_stored(project: Proje
     assert "was there and stays as it is" in result.stderr
 
 
+def test_a_planned_slug_of_the_same_title_keeps_what_arxiv_does_not_know(project: Project, server: FakeArxiv) -> None:
+    custom = {"code": "https://example.org/needles", "license": "MIT"}
+    title = "Buffon: needles on $\\pi$ floors"
+    facts = {
+        "id": "quasi-random",
+        "type": "paper-conference",
+        "title": title,
+        "container-title": "ICN 1",
+        "custom": custom,
+    }
+    data = {"bibliography": facts, "verified": "memory", "source": "memory"}
+    file = project.write(f"roadmap/{AREAS}/quasi-random.json", json.dumps(data))
+    assert project.cli("new", "2202.00001").exit_code == 0
+    after = read_metadata(file)
+    assert (after.bibliography.id, after.bibliography.custom.arxiv) == ("quasi-random", "2202.00001")
+    assert (after.bibliography.custom.code, after.bibliography.container_title) == (custom["code"], "ICN 1")
+    facts["custom"] = {"arxiv": "2101.00002"}
+    project.path("quasi-random.yaml").unlink()
+    project.write(f"roadmap/{AREAS}/quasi-random.json", json.dumps(data))
+    server.add(Entry("2202.00002", title=title))
+    refused = project.cli("new", "2202.00002", "--section", AREAS)
+    assert (refused.exit_code, "with the arXiv id 2101.00002; give that id" in refused.stderr) == (1, True)
+
+
 # What is refused
 
 
