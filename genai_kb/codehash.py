@@ -266,7 +266,7 @@ class _Writer:
                 continue
             if name == "body" and isinstance(value, list):
                 value = [part for part in value if not _is_docstring(part)]
-            parts.append(f"{name}={self.text(value)}")
+            parts.append(f"{name}={value!r}" if isinstance(value, str) else f"{name}={self.text(value)}")
         return f"{kind.__name__}({','.join(parts)})"
 
 

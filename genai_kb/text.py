@@ -221,9 +221,6 @@ def _passed(text: str, problems: Iterable[str]) -> str:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    if text and not any(sign in text for sign in "\\`$"):  # the usual case, decided without a search
-        yield _Token("text", text)
-        return
     end = 0
     for match in _TOKEN.finditer(text):
         if match.start() > end:
@@ -248,12 +245,14 @@ def _text_problems(text: str) -> Iterator[str]:
         yield "is empty; write the text"
         return
     yield from _character_problems(text)
-    tokens = list(_tokens(text))
-    for token in tokens:
-        if token.kind in {"math", "display"}:
-            yield from _formula_problems(token.kind, token.content)
-    yield from _stray_problems(tokens)
-    around = "".join(token.content if token.kind == "text" else _STAND_IN for token in tokens)
+    around = text
+    if any(sign in text for sign in "\\`$"):
+        tokens = list(_tokens(text))
+        for token in tokens:
+            if token.kind in {"math", "display"}:
+                yield from _formula_problems(token.kind, token.content)
+        yield from _stray_problems(tokens)
+        around = "".join(token.content if token.kind == "text" else _STAND_IN for token in tokens)
     for sign, pattern, message in _REFUSED:
         if sign in around and (match := pattern.search(around)):
             yield message.format(excerpt(match[0]))

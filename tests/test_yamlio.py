@@ -374,3 +374,21 @@ def test_every_character_of_a_quoted_string_is_found(tmp_path: Path, value: str,
     document = read(tmp_path, text)
     line, column = document.scalar_column(("a",), offset)
     assert (line, text[column - 1]) == (1, value[offset])
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "position"),
+    [
+        ("a: one two one\n", 4, 7, (1, 8)),
+        ("a: one two one\n", 8, 11, (1, 12)),
+        ("a: >-\n  one\n  two one\nb: one\n", 0, 3, (2, 3)),
+        ("a: >-\n  one\n  two one\nb: one\n", 8, 11, (3, 7)),
+        ("a: >-\n  one\n  two one\nb: one\n", 0, 7, (2, 3)),
+        ("a: 'it''s one'\n", 5, 8, (1, 11)),
+        ('a: "\\u006Fne"\n', 0, 3, (1, 4)),
+    ],
+)
+def test_a_phrase_is_found_on_its_line_or_else_at_the_value(
+    tmp_path: Path, text: str, start: int, end: int, position: Position
+) -> None:
+    assert read(tmp_path, text).place_of(("a",), start, end) == position
