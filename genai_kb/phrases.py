@@ -28,16 +28,18 @@ class Phrases(Generic[V]):
     def __init__(self, phrases: Mapping[str, V]) -> None:
         self._values = {normal(phrase): value for phrase, value in phrases.items()}
         self._by_first: dict[str, list[str]] = {}
+        self._by_longest: dict[str, list[str]] = {}  # the longest word of a phrase is as a rule its rarest
         for phrase in sorted(self._values, key=len, reverse=True):
-            if first := _WORD.match(phrase):
-                self._by_first.setdefault(first[0], []).append(phrase)
+            if words := _WORD.findall(phrase):
+                self._by_first.setdefault(words[0], []).append(phrase)
+                self._by_longest.setdefault(max(words, key=len), []).append(phrase)
         self._patterns: dict[str, re.Pattern[str]] = {}  # made when a text has the word that they begin with
 
     def may_find(self, text: str) -> bool:
         """Whether a text has the letters of any phrase in a row; quick, to pass over texts without rare phrases."""
-        flat = normal(text)
-        present = self._by_first.keys() & set(_WORD.findall(flat))
-        return any(phrase in flat for first in present for phrase in self._by_first[first])
+        present = self._by_longest.keys() & set(_WORD.findall(text.lower()))
+        flat = normal(text) if present else ""
+        return any(phrase in flat for word in present for phrase in self._by_longest[word])
 
     def find(self, text: str) -> Iterator[tuple[re.Match[str], V]]:
         """Yield each phrase of a text where it stands, with its value, from left to right."""

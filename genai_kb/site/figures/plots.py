@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from genai_kb.verdicts import Interval, interval
@@ -241,13 +242,16 @@ class _Collector:
 
 def _read_image(nested: Any) -> Image:
     """Read height x width (x 3) nested lists; raises TypeError or ValueError for anything else."""
-    pixels = [[pixel if isinstance(pixel, (list, tuple)) else [pixel] for pixel in line] for line in nested]
-    ((width, channels),) = {(len(line), len(pixel)) for line in pixels for pixel in line}
-    if channels not in {1, 3} or any(len(line) != width for line in pixels):
-        raise ValueError("ragged")
-    if any(type(level) is not int for line in pixels for pixel in line for level in pixel):
+    (width,) = {len(line) for line in nested}
+    channels, lines = 1, nested
+    if set(map(type, chain.from_iterable(nested))) != {int}:
+        (channels,) = set(map(len, chain.from_iterable(nested)))
+        lines = [list(chain.from_iterable(line)) for line in nested]
+    if channels not in {1, 3}:
+        raise ValueError("neither grey nor in colours")
+    if set(map(type, chain.from_iterable(lines))) != {int}:
         raise TypeError("not an integer")
-    return Image(width, channels, tuple(bytes(level for pixel in line for level in pixel) for line in pixels))
+    return Image(width, channels, tuple(map(bytes, lines)))
 
 
 def _bounds(values: Sequence[float]) -> Interval:
