@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from genai_kb.files import RefusedFileError, read_project_file
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 LAB = "reproductions.lab"
+MAX_SOURCE = 64 * 1024  # bytes of one file; what a parser makes of a larger one fills the memory
 NOT_PYTHON = (SyntaxError, ValueError, MemoryError, RecursionError)  # the last two: nested too deep
 
 
@@ -128,7 +131,9 @@ class CodeHasher:
 
     def _parse(self, file: Path) -> _Module:
         try:
-            tree = _parsed(file.read_text(encoding="utf-8"))
+            tree = _parsed(read_project_file(file, self._root, MAX_SOURCE).decode("utf-8"))
+        except RefusedFileError as error:
+            raise CodeError(file, 1, str(error)) from error
         except NOT_PYTHON as error:
             line = getattr(error, "lineno", None) or 1
             reason = getattr(error, "msg", None) or str(error) or "nested too deep"

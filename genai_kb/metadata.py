@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genai_kb.files import write_json
+from genai_kb.files import read_project_file, write_json
 from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+MAX_BYTES = 64 * 1024
 
 
 class _Machine(BaseModel):
@@ -87,14 +90,14 @@ class Metadata(_Machine):
     """Hash of each language's text when both were last brought in line."""
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Read a metadata file.
+def read_metadata(path: Path, root: Path | None = None) -> Metadata:
+    """Read a metadata file, of a project's root where that is given: a link may then not lead out of it.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not what the tool writes.
     """
-    return Metadata.model_validate_json(path.read_bytes())
+    return Metadata.model_validate_json(read_project_file(path, root or path.parent, MAX_BYTES))
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:

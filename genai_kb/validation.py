@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from genai_kb.catalog import Catalog, Item, Place
-from genai_kb.codehash import NOT_PYTHON, CodeError, CodeHasher, defined_names
+from genai_kb.codehash import MAX_SOURCE, NOT_PYTHON, CodeError, CodeHasher, defined_names
+from genai_kb.files import RefusedFileError, read_project_file
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
@@ -135,7 +136,7 @@ def _read_item(
     metadata_file = root / "roadmap" / place.folder / f"{slug}.json"
     metadata = None
     try:
-        metadata = read_metadata(metadata_file)
+        metadata = read_metadata(metadata_file, root)
     except FileNotFoundError:
         message = f"has no bibliographic file {slug}.json beside it; `genai-kb translated {slug}` makes one"
         problems.append(Problem(document.file, 1, 1, "", message))
@@ -157,7 +158,7 @@ def _read_item(
 
 def _read_record(root: Path, file: Path) -> tuple[Record | None, list[Problem]]:
     try:
-        return read_record(file), []
+        return read_record(file, root), []
     except FileNotFoundError:
         return None, []
     except (OSError, ValueError) as error:
@@ -181,6 +182,8 @@ def _unreadable(root: Path, file: Path, error: OSError) -> Problem:
 def _machine_written(root: Path, file: Path, error: Exception) -> Problem:
     if isinstance(error, OSError):
         return _unreadable(root, file, error)
+    if isinstance(error, RefusedFileError):
+        return Problem(file.relative_to(root).as_posix(), 1, 1, "", str(error))
     field, reason, line, column = "", str(error), 1, 1
     if isinstance(error, ValidationError):
         detail = error.errors(include_url=False, include_input=False)[0]
@@ -231,7 +234,7 @@ def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterato
             yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
     yield from _formula_problems(document)
     yield from _metadata_problems(item, document)
-    yield from _reproduction_problems(item, at)
+    yield from _reproduction_problems(catalog.root, item, at)
     yield from _record_problems(item, at)
 
 
@@ -282,7 +285,7 @@ def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
         yield Problem(name, 1, 1, "", message, "warning")
 
 
-def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
+def _reproduction_problems(root: Path, item: Item, at: _At) -> Iterator[Problem]:
     entry = item.entry
     if item.reproduction is None:
         for key in ("figure", "walkthrough"):
@@ -292,7 +295,7 @@ def _reproduction_problems(item: Item, at: _At) -> Iterator[Problem]:
                 )
         return
     try:
-        names = defined_names(item.reproduction.read_text(encoding="utf-8"))
+        names = defined_names(read_project_file(item.reproduction, root, MAX_SOURCE).decode())
     except (*NOT_PYTHON, OSError):
         return  # told where its code is hashed
     if "run" not in names or "SHORT" not in names:
