@@ -12,6 +12,7 @@ import click
 
 from genai_kb import __version__
 from genai_kb.models import LANGUAGES, Kind
+from genai_kb.problems import as_annotation, as_line
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _catalog(context: click.Context, *, whole: bool = False) -> Catalog:
     validated = validate(context.obj())
     errors = [problem for problem in validated.problems if problem.severity == "error"]
     for problem in errors:
-        click.echo(_line(problem), err=True)
+        click.echo(as_line(problem), err=True)
     if validated.catalog is None or (whole and errors):
         context.exit(PROBLEMS)
     return validated.catalog
@@ -67,13 +68,6 @@ def _item(catalog: Catalog, slug: str) -> Item:
     raise click.UsageError(f"the roadmap has no entry {slug!r}; {hint}")
 
 
-def _line(problem: Any) -> str:
-    where = f"{problem.file}:{problem.line}:{problem.column}:"
-    field = f" {problem.field}:" if problem.field else ""
-    note = " warning:" if problem.severity == "warning" else ""
-    return f"{where}{note}{field} {problem.message}"
-
-
 @main.command()
 @click.option("--format", "style", type=click.Choice(["text", "github", "json"]), default="text", show_default=True)
 @click.option("--strict", is_flag=True, help="Count warnings (stale records, texts to compare) as errors.")
@@ -89,25 +83,11 @@ def validate(context: click.Context, style: str, *, strict: bool) -> None:
     if style == "json":
         click.echo(json.dumps([asdict(problem) for problem in problems], indent=1, ensure_ascii=False))
     for problem in problems if style != "json" else ():
-        click.echo(_annotation(problem) if style == "github" else _line(problem))
+        click.echo(as_annotation(problem) if style == "github" else as_line(problem))
     errors = sum(problem.severity == "error" for problem in problems)
     if style == "text":
         click.echo(_summary(validated.catalog, errors, len(problems) - errors))
     context.exit(PROBLEMS if errors or (strict and problems) else 0)
-
-
-def _annotation(problem: Any) -> str:
-    """A workflow command of GitHub Actions; its separators are escaped as its documentation says."""
-
-    def escape(text: str) -> str:
-        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-    def attribute(text: str) -> str:
-        return escape(text).replace(":", "%3A").replace(",", "%2C")
-
-    place = f"file={attribute(problem.file)},line={problem.line},col={problem.column}"
-    text = f"{problem.field}: {problem.message}" if problem.field else problem.message
-    return f"::{problem.severity} {place}::{escape(text)}"
 
 
 def _summary(catalog: Catalog | None, errors: int, warnings: int) -> str:
@@ -116,6 +96,39 @@ def _summary(catalog: Catalog | None, errors: int, warnings: int) -> str:
         return found
     recorded = sum(item.record is not None for item in catalog.items.values())
     return f"{len(catalog.items)} entries, {recorded} measured, {len(catalog.planned)} planned: {found}"
+
+
+@main.command()
+@click.option("--changed", is_flag=True, help="Compare with a base: its changes first, and measure what they change.")
+@click.option(
+    "--base", help="With --changed: the commit to compare with.  [default: main, upstream's or origin's first]"
+)
+@click.option("--format", "style", type=click.Choice(["text", "github"]), default="text", show_default=True)
+@click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here, as Markdown.")
+@click.option(
+    "--budget", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Minutes to spend."
+)
+@click.option("--jobs", type=click.IntRange(1), help="Processes side by side.  [default: one per core]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds a seed may take.",
+)
+@click.option("--memory", type=click.IntRange(64), default=2048, show_default=True, help="Megabytes a seed may use.")
+@click.option("--processes", type=click.IntRange(1), default=8, show_default=True, help="Processes a seed may have.")
+@click.pass_context
+def check(context: click.Context, /, **options: Any) -> None:
+    """Check a contribution before it is pushed, as its pull request will be checked.
+
+    Validates everything, lints the reproductions and, with --changed, measures those that the changes concern.
+    """
+    from genai_kb.check import CheckOptions, check_command
+
+    if options["base"] and not options["changed"]:
+        raise click.UsageError("--base says what --changed compares with; give both")
+    context.exit(check_command(context.obj(), CheckOptions(**options)))
 
 
 @main.command("list")
