@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
+import tokenize
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -61,6 +63,22 @@ class _Code:
 
     text: str
     names: list[str]
+
+
+def read_source(file: Path, root: Path) -> str:
+    """Return the text of a Python file of the project.
+
+    Raises:
+        RefusedFileError: it is not read, or names an encoding other than UTF-8: Python would then run other
+            code than people see.
+        SyntaxError, ValueError: it is no text in UTF-8.
+        OSError: it cannot be read.
+    """
+    content = read_project_file(file, root, MAX_SOURCE)
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    if encoding != "utf-8":
+        raise RefusedFileError(f"is in the encoding {encoding}; save it as UTF-8, without a byte order mark")
+    return content.decode("utf-8")
 
 
 class CodeHasher:
@@ -131,7 +149,7 @@ class CodeHasher:
 
     def _parse(self, file: Path) -> _Module:
         try:
-            tree = _parsed(read_project_file(file, self._root, MAX_SOURCE).decode("utf-8"))
+            tree = _parsed(read_source(file, self._root))
         except RefusedFileError as error:
             raise CodeError(file, 1, str(error)) from error
         except NOT_PYTHON as error:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from genai_kb.codehash import MAX_SOURCE, NOT_PYTHON
-from genai_kb.files import RefusedFileError, read_project_file
+from genai_kb.codehash import NOT_PYTHON, read_source
+from genai_kb.files import RefusedFileError
 from genai_kb.problems import Problem
+from genai_kb.text import forbidden_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,12 +81,20 @@ def lint_file(file: Path, root: Path) -> list[Problem]:
     """
     name = file.relative_to(root).as_posix()
     try:
-        source = read_project_file(file, root, MAX_SOURCE).decode()
+        source = read_source(file, root)
         tree = ast.parse(source)
-        found = sorted(set(_Lint(source).problems(tree)))
+        found = sorted({*_invisible(source), *_Lint(source).problems(tree)})
     except (*NOT_PYTHON, OSError, RefusedFileError):
         return []
     return [Problem(name, line, column, "", message) for line, column, message in found]
+
+
+def _invisible(source: str) -> Iterator[tuple[int, int, str]]:
+    """Characters that make code read otherwise than it runs."""
+    for offset, name in forbidden_characters(source):
+        if source[offset] not in "\t\r":
+            line, column = source.count("\n", 0, offset) + 1, offset - source.rfind("\n", 0, offset)
+            yield line, column, f"has the character {name}; code holds visible characters only, so write an escape"
 
 
 class _Lint:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from genai_kb.files import read_project_file, write_json
-from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Entry
+from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Entry, Url
+from genai_kb.text import forbidden_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 
 
 MAX_BYTES = 64 * 1024
+
+
+def _visible(text: str) -> str:
+    """Refuse what a page or a terminal might act upon."""
+    for _, name in forbidden_characters(text):
+        raise ValueError(f"has the character {name}; facts hold visible text only")
+    return text
+
+
+Fact = Annotated[str, AfterValidator(_visible)]
+Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d{4,9}/[!-~]+$"), AfterValidator(_visible)]
 
 
 class _Machine(BaseModel):
@@ -31,9 +43,9 @@ class _Machine(BaseModel):
 class Person(_Machine):
     """An author: family and given name, or an organisation's name as `literal`."""
 
-    family: str | None = None
-    given: str | None = None
-    literal: str | None = None
+    family: Fact | None = None
+    given: Fact | None = None
+    literal: Fact | None = None
 
     @property
     def full(self) -> str:
@@ -52,9 +64,9 @@ class Issued(_Machine):
 class Custom(_Machine):
     """Facts that CSL-JSON has no field for."""
 
-    arxiv: str | None = None
-    code: str | None = None
-    license: str | None = None
+    arxiv: Fact | None = None
+    code: Url | None = None
+    license: Fact | None = None
 
 
 class Bibliography(_Machine):
@@ -62,12 +74,12 @@ class Bibliography(_Machine):
 
     id: str
     type: Literal["article", "article-journal", "paper-conference", "software", "webpage", "book", "entry"]
-    title: str
+    title: Fact
     author: list[Person] = []
     issued: Issued | None = None
-    container_title: str | None = Field(default=None, alias="container-title")
-    doi: str | None = Field(default=None, alias="DOI")
-    url: str | None = Field(default=None, alias="URL")
+    container_title: Fact | None = Field(default=None, alias="container-title")
+    doi: Doi | None = Field(default=None, alias="DOI")
+    url: Url | None = Field(default=None, alias="URL")
     custom: Custom = Custom()
 
     @property
@@ -82,9 +94,9 @@ class Metadata(_Machine):
     bibliography: Bibliography
     verified: Literal["high", "partial", "memory"]
     """How far the facts were checked; "high" means title, ids and authors were seen in a source."""
-    source: str
+    source: Fact
     """Where the facts were seen."""
-    fetched: str | None = None
+    fetched: Fact | None = None
     """The day on which they were last fetched from arXiv itself; empty if never."""
     translated: dict[Literal["en", "es"], str] = {}
     """Hash of each language's text when both were last brought in line."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from genai_kb.catalog import Catalog, Item, Place
-from genai_kb.codehash import MAX_SOURCE, NOT_PYTHON, CodeError, CodeHasher, defined_names
-from genai_kb.files import RefusedFileError, read_project_file
+from genai_kb.codehash import NOT_PYTHON, CodeError, CodeHasher, defined_names, read_source
+from genai_kb.files import RefusedFileError
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
@@ -143,7 +143,7 @@ def _read_item(
     except (OSError, ValueError) as error:
         problems.append(_machine_written(root, metadata_file, error))
     code = root / "reproductions" / place.folder / f"{slug}.py"
-    reproduction = code if code.is_file() else None
+    reproduction = code if os.path.lexists(code) else None  # also a link to nothing, which is told
     record, found = _read_record(root, code.with_suffix(".json"))
     problems += found
     stale = False
@@ -171,7 +171,7 @@ def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str 
     except CodeError as error:
         return None, [Problem(error.file.relative_to(root).as_posix(), error.line, 1, "", error.message)]
     except OSError as error:
-        return None, [_unreadable(root, Path(error.filename or reproduction), error)]
+        return None, [_unreadable(root, reproduction if reproduction.is_symlink() else Path(error.filename), error)]
 
 
 def _unreadable(root: Path, file: Path, error: OSError) -> Problem:
@@ -295,7 +295,7 @@ def _reproduction_problems(root: Path, item: Item, at: _At) -> Iterator[Problem]
                 )
         return
     try:
-        names = defined_names(read_project_file(item.reproduction, root, MAX_SOURCE).decode())
+        names = defined_names(read_source(item.reproduction, root))
     except (*NOT_PYTHON, OSError):
         return  # told where its code is hashed
     if "run" not in names or "SHORT" not in names:
@@ -364,8 +364,7 @@ def _cycles(catalog: Catalog, documents: dict[str, Document]) -> Iterator[Proble
     """Report each circle of prerequisites once, at its first entry in the roadmap's order."""
     done: set[str] = set()
     for start in catalog.items:
-        trail: list[str] = []
-        circle = _find_circle(catalog, start, trail, done)
+        circle = find_circle(catalog, start, done)
         if circle:
             first = circle.index(min(circle, key=lambda slug: catalog.places[slug].number))
             circle = [*circle[first:], *circle[:first]]
@@ -374,19 +373,26 @@ def _cycles(catalog: Catalog, documents: dict[str, Document]) -> Iterator[Proble
             yield Problem(document.file, *document.position(("prerequisites",)), "prerequisites", message)
 
 
-def _find_circle(catalog: Catalog, slug: str, trail: list[str], done: set[str]) -> list[str]:
-    if slug in trail:
-        return trail[trail.index(slug) :]
-    if slug in done or slug not in catalog.items:
-        return []
-    trail.append(slug)
-    for needed in catalog.items[slug].entry.prerequisites:
-        circle = _find_circle(catalog, needed, trail, done)
-        if circle:
-            return circle
-    trail.pop()
-    done.add(slug)
-    return []
+def find_circle(catalog: Catalog, start: str, done: set[str]) -> list[str]:
+    """Go down from an entry, each before its neighbours; return the first circle met, in the order of reading.
+
+    No recursion: an entry may need the one before it, a thousand times over.
+    """
+    trail: dict[str, Iterator[str]] = {}
+    waiting: str | None = start
+    while True:
+        if waiting in trail:
+            slugs = list(trail)
+            return slugs[slugs.index(waiting) :]
+        if waiting is not None and waiting not in done and waiting in catalog.items:
+            trail[waiting] = iter(catalog.items[waiting].entry.prerequisites)
+        if not trail:
+            return []
+        last = next(reversed(trail))
+        waiting = next(trail[last], None)
+        if waiting is None:
+            done.add(last)
+            del trail[last]
 
 
 def _strays(catalog: Catalog, root: Path) -> Iterator[Problem]:

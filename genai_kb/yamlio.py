@@ -53,8 +53,11 @@ _OPEN_QUOTE_HINT = (
     "add the closing quote, or keep backslashes in single quotes or a `>-` block"
 )
 
+_TOO_DEEP = f"lists and mappings are nested over {MAX_DEPTH} deep; no field needs more; check brackets"
+
 # What libyaml or PyYAML says, and what that means for someone who writes an entry.
 _SYNTAX_HINTS = {
+    re.compile("nesting depth"): _TOO_DEEP,  # libyaml has a limit of its own, since 0.2.6, and reads ahead
     re.compile("unexpected end of stream|unexpected document"): (
         "a quote is opened here and not closed; add the closing quote"
     ),
@@ -328,9 +331,7 @@ class _Builder:
     def _open(self, event: yaml.CollectionStartEvent) -> None:
         self._refuse_as_key(event)
         if len(self.stack) == MAX_DEPTH:
-            self._refuse(
-                event, f"lists and mappings are nested over {MAX_DEPTH} deep; no field needs more; check brackets"
-            )
+            self._refuse(event, _TOO_DEEP)
             raise _StopReading
         node: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self.stack.append(_Open(self._place(node, event), node))
