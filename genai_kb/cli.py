@@ -194,7 +194,6 @@ def path(context: click.Context, slug: str, lang: str) -> None:
 def export(context: click.Context, what: str, lang: str, out: Path | None) -> None:
     """Export the bibliography, the entries, the results (CSV), or the pages as Markdown."""
     from genai_kb import export as exporter
-    from genai_kb.files import write_text
 
     pages = what == "markdown"
     if pages and out is None:
@@ -206,7 +205,7 @@ def export(context: click.Context, what: str, lang: str, out: Path | None) -> No
         elif pages:
             click.echo(f"{exporter.write_markdown(catalog, lang, out)} pages written to {out}")
         else:
-            write_text(out, exporter.EXPORTS[what](catalog, lang))
+            exporter.write_file(what, catalog, lang, out)
             click.echo(f"{len(catalog.items)} entries written to {out}")
     except OSError as error:
         raise click.UsageError(f"cannot write to {out}: {error.strerror or error}") from error

@@ -31,7 +31,7 @@ def _visible(text: str) -> str:
 
 
 Fact = Annotated[str, AfterValidator(_visible)]
-Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d{4,9}/[!-~]+$"), AfterValidator(_visible)]
+Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d{4,9}/[\w.;()/:\[\]+-]+$"), AfterValidator(_visible)]
 
 
 class _Machine(BaseModel):
