@@ -6,7 +6,6 @@ branch. Numbers are only as honest as the code that returns them: that code is f
 
 from __future__ import annotations
 
-import html
 import re
 import secrets
 import time
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 ANNOTATIONS = 10  # of each severity; GitHub shows no more of one step
 SHOWN_LINES = 200  # of further problems
+# How far a metric may be from its record on another platform: in spreads over the seeds, of its size, and at all.
+SPREADS, SHARE, NOISE = 3, 0.05, 1e-9
 MAX_SUMMARY = 900_000  # characters; GitHub refuses a summary of more than a megabyte
 
 
@@ -93,8 +94,7 @@ def check_command(root: Path, options: CheckOptions) -> int:
     linted = [p for file in _to_lint(root, changes, everything=not options.changed) for p in lint_file(file, root)]
     problems = sorted({*problems, *linted}, key=lambda p: (changes.distance(p), p.severity, p))
     _print_problems(problems, options.style)
-    errors = sum(problem.severity == "error" for problem in problems)
-    terminal.say(f"{errors} error{'s' * (errors != 1)}, {len(problems) - errors} warnings; {len(measure)} to measure")
+    terminal.say(f"{_counted(problems)}; {len(measure)} to measure")
     done, left_out, interrupted = list[Measured](), list[str](), False
     if validated.catalog:
         suspect = {problem.file for problem in linted}
@@ -110,7 +110,14 @@ def check_command(root: Path, options: CheckOptions) -> int:
     if interrupted:
         terminal.complain("interrupted")
         return INTERRUPTED
+    errors = any(problem.severity == "error" for problem in problems)
     return PROBLEMS if errors or left_out or any(one.faults for one in done) else 0
+
+
+def _counted(problems: Sequence[Problem]) -> str:
+    errors = sum(problem.severity == "error" for problem in problems)
+    warnings = len(problems) - errors
+    return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
 
 
 def _to_lint(root: Path, changes: Changes, *, everything: bool) -> list[Path]:
@@ -185,6 +192,8 @@ def _judged(item: Item, outcomes: list[Outcome], *, pilot: bool) -> Measured:
         return Measured(item, outcomes, pilot, faults)
     agreements = [compare(item, outcome) for outcome in outcomes]
     faults = [*_other_verdicts(item, outcomes), *filter(None, map(_disagreement, agreements))]
+    if not faults:
+        faults = list(_far_from_record(item, outcomes))
     if all(agreement.exact for agreement in agreements) and _rows_differ(item, outcomes):
         faults.append(f"{item.slug}: the record has the same metrics but other rows for the figure; run --record again")
     return Measured(item, outcomes, pilot, faults, max(agreement.drift for agreement in agreements))
@@ -198,6 +207,18 @@ def _other_verdicts(item: Item, outcomes: list[Outcome]) -> Iterator[str]:
             yield f"{item.slug}: claim {claim_id} cannot be judged: {judgement}"
         elif stored and judgement.verdict != stored.verdict:
             yield f"{item.slug}: claim {claim_id} comes out {judgement.verdict} here, the record says {stored.verdict}"
+
+
+def _far_from_record(item: Item, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Metrics that differ by more than another processor explains: as far as another seed could, it could take a run."""
+    assert item.record is not None
+    for name in item.entry.metrics:
+        measured = {outcome.task.seed: (outcome.metrics or {})[name] for outcome in outcomes}
+        spread = max(measured.values()) - min(measured.values())
+        for seed, new in measured.items():
+            old = item.record.seeds[seed].metrics[name]
+            if abs(new - old) > max(SPREADS * spread, SHARE * max(abs(new), abs(old)), NOISE):
+                yield f"{item.slug} seed {seed}: {name} is {number(new)} here and {number(old)} in the record"
 
 
 def _disagreement(agreement: Agreement) -> str | None:
@@ -245,8 +266,7 @@ def _as_problem(item: Item, fault: str, root: Path) -> Problem:
 
 def _summary(changes: Changes, problems: Sequence[Problem], done: Sequence[Measured], left_out: Sequence[str]) -> str:
     """The results in Markdown. What people wrote stands in code, where nothing in it is mark-up."""
-    errors = sum(problem.severity == "error" for problem in problems)
-    parts = ["## GenAI KB", f"{errors} errors, {len(problems) - errors} warnings in the files."]
+    parts = ["## GenAI KB", f"{_counted(problems)} in the files."]
     if changes.of_the_tool:
         files = ", ".join(_code(file) for file in changes.of_the_tool[:SHOWN_LINES])
         parts.append(f"This changes more than content; a maintainer reads it before anything of it runs: {files}")
@@ -303,8 +323,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _code(text: str) -> str:
     """Text that Markdown shows as it is, also within a table."""
-    return f"<code>{html.escape(printable(text, 500)).translate(_MARKUP)}</code>"
+    return f"<code>{printable(text, 500).translate(_MARKUP)}</code>"
 
 
-# Markdown still reads these between HTML tags; as character references it shows them.
-_MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "`*_[]()|\\~!#@:"}
+# What HTML and Markdown read, as character references.
+_MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "&<>\"'`*_[]()|\\~!#@:"}
