@@ -6,7 +6,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve build test run check validate format clean
+.PHONY: serve build test run check spell validate format clean
 
 serve: $(VENV)/.site  ## validate, build and serve the site
 	$(BIN)/genai-kb validate
@@ -28,8 +28,14 @@ validate: $(VENV)/.site  ## check the roadmap
 check: $(VENV)/.check  ## format, lint, types, workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy genai_kb reproductions/lab tests
+	$(BIN)/mypy genai_kb reproductions/lab benchmarks tests
 	$(BIN)/zizmor --offline --persona=pedantic --quiet .github
+
+spell: $(VENV)/.site build/node/.installed  ## spelling in both languages; needs Node.js and npm
+	rm -rf build/prose
+	$(BIN)/genai-kb export prose --lang en --out build/prose/en
+	$(BIN)/genai-kb export prose --lang es --out build/prose/es
+	build/node/node_modules/.bin/cspell --config cspell.json --no-progress --no-summary --unique "build/prose/**"
 
 format: $(VENV)/.check  ## mend the format
 	$(BIN)/ruff format .
@@ -41,6 +47,10 @@ clean:  ## remove the built site, keep .venv
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+
+build/node/.installed: Makefile
+	npm install --silent --no-save --no-audit --no-fund --prefix build/node cspell@9.8.0 @cspell/dict-es-es@3.0.8
+	touch $@
 
 $(VENV)/.site: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[site]"

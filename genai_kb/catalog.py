@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from genai_kb.metadata import Metadata
-    from genai_kb.models import Claim, Entry, Roadmap, Section, Track
+    from genai_kb.models import Claim, Entry, Model, Roadmap, Section, SectionText, Term, Topic, Track, TrackText
     from genai_kb.records import Record
 
 
@@ -65,11 +65,36 @@ class Item:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All entries, in the roadmap's order."""
+    """All entries, in the roadmap's order, and the texts of the chapters that hold them.
+
+    Attributes:
+        root: the project's folder.
+        roadmap: the order of everything.
+        items: the entries by slug.
+        track_texts: by id of the track.
+        section_texts: by folder, as in "llm/agents".
+        glossary: the terms of each topic, by the name of its file.
+    """
 
     root: Path
     roadmap: Roadmap
     items: dict[str, Item] = field(default_factory=dict)
+    track_texts: dict[str, TrackText] = field(default_factory=dict)
+    section_texts: dict[str, SectionText] = field(default_factory=dict)
+    glossary: dict[str, Topic] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> dict[str, Model]:
+        """All written texts but those of the entries, by their file below roadmap/ without its ending."""
+        tracks = {f"{name}/_track": text for name, text in self.track_texts.items()}
+        sections = {f"{name}/_section": text for name, text in self.section_texts.items()}
+        topics = {f"glossary/{name}": topic for name, topic in self.glossary.items()}
+        return {**tracks, **sections, **topics}
+
+    @property
+    def terms(self) -> list[Term]:
+        """All terms of the glossary."""
+        return [term for topic in self.glossary.values() for term in topic.terms]
 
     @cached_property
     def places(self) -> dict[str, Place]:

@@ -16,6 +16,7 @@ from genai_kb.problems import as_annotation, as_line
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from genai_kb.arxiv_api import Arxiv
     from genai_kb.catalog import Catalog, Item
 
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
@@ -66,6 +67,33 @@ def _item(catalog: Catalog, slug: str) -> Item:
     near = difflib.get_close_matches(slug, catalog.places, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "`genai-kb list` shows all"
     raise click.UsageError(f"the roadmap has no entry {slug!r}; {hint}")
+
+
+def _places(context: click.Context) -> Catalog:
+    """A catalogue of places without entries, for what must work however unfinished the entries are."""
+    from genai_kb.catalog import Catalog
+    from genai_kb.problems import ProblemsError
+    from genai_kb.validation import read_roadmap
+
+    root = context.obj().resolve()
+    try:
+        _, roadmap = read_roadmap(root)
+    except ProblemsError as error:
+        for problem in error.problems:
+            click.echo(as_line(problem), err=True)
+        context.exit(PROBLEMS)
+    return Catalog(root, roadmap)
+
+
+def _arxiv() -> Arxiv:
+    """The connection to arXiv, or to what the environment names in its place."""
+    from genai_kb.arxiv_api import Arxiv
+    from genai_kb.terminal import complain
+
+    try:
+        return Arxiv.from_environment(complain)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 @main.command()
@@ -187,23 +215,27 @@ def path(context: click.Context, slug: str, lang: str) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["bibtex", "csl", "entries", "results", "markdown"]))
+@click.argument("what", type=click.Choice(["bibtex", "csl", "entries", "results", "markdown", "prose"]))
 @click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="A file, or for markdown a folder; default: the terminal.")
+@click.option("--out", type=click.Path(path_type=Path), help="A file, or for trees a folder; default: the terminal.")
 @click.pass_context
 def export(context: click.Context, what: str, lang: str, out: Path | None) -> None:
-    """Export the bibliography, the entries, the results (CSV), or the pages as Markdown."""
+    """Export the bibliography, the entries, the results (CSV), or a tree of files.
+
+    markdown is the tree of the site's pages, prose that of all texts in one language, each word on its file's line
+    and column, as a spell checker wants them.
+    """
     from genai_kb import export as exporter
 
-    pages = what == "markdown"
-    if pages and out is None:
-        raise click.UsageError("markdown is a tree of files; give a folder with --out")
-    catalog = _catalog(context, whole=pages)
+    tree = exporter.TREES.get(what)
+    if tree and out is None:
+        raise click.UsageError(f"{what} is a tree of files; give a folder with --out")
+    catalog = _catalog(context, whole=tree is not None)
     try:
         if out is None:
             click.echo(exporter.EXPORTS[what](catalog, lang), nl=False)
-        elif pages:
-            click.echo(f"{exporter.write_markdown(catalog, lang, out)} pages written to {out}")
+        elif tree:
+            click.echo(f"{tree(catalog, lang, out)} files written to {out}")
         else:
             exporter.write_file(what, catalog, lang, out)
             click.echo(f"{len(catalog.items)} entries written to {out}")
@@ -288,38 +320,150 @@ def verify(context: click.Context, budget: float, jobs: int | None, timeout: flo
 
 
 @main.command()
-@click.argument("slugs", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True)
 @click.pass_context
-def translated(context: click.Context, slugs: tuple[str, ...]) -> None:
-    """Say that both languages of an entry now say the same."""
+def translated(context: click.Context, names: tuple[str, ...]) -> None:
+    """Say that both languages of an entry, a chapter or a topic of the glossary now say the same.
+
+    An entry is named by its slug, the text of a track or section by its folder (TRACK or TRACK/SECTION), a topic as
+    glossary/TOPIC.
+    """
+    catalog = _catalog(context)
+    for name in names:
+        chapter = next((file for file in (f"{name}/_track", f"{name}/_section", name) if file in catalog.texts), None)
+        if chapter and name not in catalog.items:
+            _mark_text(catalog, chapter)
+        elif "/" in name:
+            raise click.UsageError(f"there is no sound text {name!r}; `genai-kb validate` says what is wrong")
+        else:
+            _mark_entry(catalog, _item(catalog, name))
+        click.echo(f"{name}: both texts marked as saying the same")
+
+
+def _mark_entry(catalog: Catalog, item: Item) -> None:
     from genai_kb.metadata import read_metadata, text_hashes, write_metadata
 
-    catalog = _catalog(context)
-    for slug in slugs:
-        item = _item(catalog, slug)
-        file = catalog.root / "roadmap" / item.place.folder / f"{slug}.json"
-        if file.exists():
-            try:
-                read_metadata(file)
-            except (OSError, ValueError) as error:
-                message = f"{slug}.json is broken; restore it from git or remove it, so that no facts are lost"
-                raise click.UsageError(message) from error
-        metadata = item.metadata.model_copy(update={"translated": text_hashes(item.entry)})
-        write_metadata(file, metadata)
-        click.echo(f"{slug}: both texts marked as saying the same")
+    file = catalog.root / "roadmap" / item.place.folder / f"{item.slug}.json"
+    if file.exists():
+        try:
+            read_metadata(file)
+        except (OSError, ValueError) as error:
+            message = f"{item.slug}.json is broken; restore it from git or remove it, so that no facts are lost"
+            raise click.UsageError(message) from error
+    write_metadata(file, item.metadata.model_copy(update={"translated": text_hashes(item.entry)}))
+
+
+def _mark_text(catalog: Catalog, name: str) -> None:
+    from genai_kb.metadata import Compared, text_hashes, write_metadata
+
+    compared = Compared.model_validate({"translated": text_hashes(catalog.texts[name])})
+    write_metadata(catalog.root / "roadmap" / f"{name}.json", compared)
 
 
 @main.command()
+@click.argument("slugs", nargs=-1)
+@click.option(
+    "--all", "everything", is_flag=True, help="All that are on arXiv, planned ones too, the oldest facts first."
+)
+@click.option("--check", is_flag=True, help="Only report what has changed; write nothing.")
 @click.pass_context
-def schema(context: click.Context) -> None:
-    """Write the JSON Schemas that editors use."""
-    from genai_kb.files import write_json
-    from genai_kb.schema import json_schemas
+def fetch(context: click.Context, slugs: tuple[str, ...], *, everything: bool, check: bool) -> None:
+    """Fetch titles, authors, dates and the like from arXiv, and report what has changed.
 
+    Interrupted, `--all` takes up where it stopped when it is called again on the same day.
+    """
+    if not (slugs or everything):
+        raise click.UsageError("name an entry, or give --all")
+    catalog = _places(context)
+    for slug in slugs:
+        if slug not in catalog.places:
+            _item(catalog, slug)
+    from genai_kb.fetch import fetch_command
+
+    context.exit(fetch_command(catalog, slugs, everything=everything, check=check, arxiv=_arxiv()))
+
+
+@main.command()
+@click.argument("paper", required=False, metavar="[ID]")
+@click.option("--section", help="Where it belongs, as track/section; a planned one has its place.")
+@click.option("--slug", help="Its short name in files and addresses.  [default: one made of the title]")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="[default: as the facts suggest]")
+@click.option("--no-arxiv", is_flag=True, help="For papers elsewhere, tools and the like; no ID is given.")
+@click.option("--title", help="The title, where arXiv cannot tell it.")
+@click.option("--author", "authors", multiple=True, help="A full name; once for each author.")
+@click.option("--year", type=click.IntRange(1600, 2200))
+@click.option("--url", help="Its https address.")
+@click.pass_context
+def new(context: click.Context, /, paper: str | None, kind: str | None, *, no_arxiv: bool, **options: Any) -> None:
+    """Begin an entry: what is known of the paper ID filled in, the rest as blanks that `validate` names."""
+    if (paper is None) != no_arxiv:
+        raise click.UsageError("give an arXiv id, or --no-arxiv without one")
+    catalog = _places(context)
+    from genai_kb import scaffold, terminal
+
+    try:
+        made = scaffold.make(
+            catalog, scaffold.Wish(paper, kind=Kind(kind) if kind else None, **options), _arxiv, _choose_slug
+        )
+    except scaffold.ScaffoldError as error:
+        terminal.complain(str(error))
+        context.exit(PROBLEMS)
+    except OSError as error:
+        terminal.complain(f"cannot write {error.filename}: {error.strerror}; the same command goes on from here")
+        context.exit(PROBLEMS)
+    for note in made.notes:
+        terminal.complain(note)
+    for file in made.files:
+        click.echo(f"wrote {file}")
+    click.echo("next:")
+    for step in scaffold.next_steps(made):
+        click.echo(f"  {step}")
+
+
+def _choose_slug(proposed: str) -> str:
+    """The proposed slug, or what is typed in its place where somebody sits at the terminal."""
+    if not sys.stdin.isatty():
+        return proposed
+    return str(click.prompt("slug", default=proposed or None))
+
+
+@main.command()
+@click.option("--wire", is_flag=True, help="Also name its schema in a comment on top of each file that lacks it.")
+@click.option("--check", is_flag=True, help="Write nothing; say which schema or comment is out of date.")
+@click.pass_context
+def schema(context: click.Context, *, wire: bool, check: bool) -> None:
+    """Write the JSON Schemas that editors use."""
+    from genai_kb.files import write_json, write_text
+    from genai_kb.schema import json_schemas, modeline, unwired
+
+    if wire and check:
+        raise click.UsageError("--wire writes and --check does not; give one of them")
+    root = context.obj().resolve()
+    try:
+        files = unwired(root) if wire or check else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"a file cannot be read: {error}; `genai-kb validate` says more") from error
+    if check:
+        old = [name for name, content in json_schemas().items() if _json(root / "roadmap" / name) != content]
+        for name in old:
+            click.echo(f"roadmap/{name}:1:1: is not that of the models; run `genai-kb schema`")
+        for name in files:
+            line = modeline(name.removeprefix("roadmap/"))
+            click.echo(f"{name}:1:1: lacks the comment `{line}`; run `genai-kb schema --wire`")
+        context.exit(PROBLEMS if old or files else 0)
     for name, content in json_schemas().items():
-        target = context.obj() / "roadmap" / name
-        write_json(target, content)
+        write_json(root / "roadmap" / name, content)
         click.echo(f"wrote roadmap/{name}")
+    for name, text in files.items():
+        write_text(root / name, text)
+        click.echo(f"wired {name}")
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 @main.group()

@@ -12,7 +12,7 @@ import hashlib
 import io
 import tokenize
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from genai_kb.files import RefusedFileError, read_project_file
@@ -82,12 +82,16 @@ def read_source(file: Path, root: Path) -> str:
 
 
 class CodeHasher:
-    """Computes hashes for the reproductions under one root; each file and definition is read once."""
+    """Reads the reproductions under one root; each file and definition is read once.
+
+    Only lab's files are kept as parsed, since nobody imports a reproduction and the trees are large.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._modules: dict[Path, _Module] = {}
+        self._lab: dict[Path, _Module] = {}
         self._definitions: dict[tuple[str, str], _Code] = {}
+        self._names: dict[Path, set[str]] = {}
 
     def hash(self, reproduction: Path) -> str:
         """Return "sha256:..." over what the file reaches.
@@ -101,19 +105,24 @@ class CodeHasher:
         except RecursionError as error:
             raise CodeError(reproduction, 1, "is nested too deep, or lab imports in a circle") from error
 
+    def names(self, reproduction: Path) -> set[str]:
+        """Return what `defined_names` finds in a file that `hash` has read; nothing for one that it has not."""
+        return self._names.get(reproduction, set())
+
     def _hash(self, reproduction: Path) -> str:
-        code = _read(reproduction, [self._module(reproduction).tree])
+        module = self._parse(reproduction)
+        self._names[reproduction] = defined_names(module.tree)
+        code = _read(reproduction, [module.tree])
         reached: dict[tuple[str, str], str] = {}
-        self._reach(reproduction, code.names, reached)
+        self._reach(module, reproduction, code.names, reached)
         digest = hashlib.sha256()
         for key in sorted(reached):
             digest.update(f"{key[0]}\0{key[1]}\0{reached[key]}\n".encode())
         digest.update(code.text.encode())
         return f"sha256:{digest.hexdigest()}"
 
-    def _reach(self, file: Path, names: list[str], reached: dict[tuple[str, str], str]) -> None:
+    def _reach(self, module: _Module, file: Path, names: list[str], reached: dict[tuple[str, str], str]) -> None:
         """Follow names that are used in a file into lab's definitions."""
-        module = self._module(file)
         for name in names:
             if name in module.imports:
                 self._follow(module.imports[name], reached)
@@ -140,16 +149,16 @@ class CodeHasher:
         if key not in self._definitions:
             self._definitions[key] = _read(file, [*module.definitions[name], *module.always])
         reached[key] = self._definitions[key].text
-        self._reach(file, self._definitions[key].names, reached)
+        self._reach(module, file, self._definitions[key].names, reached)
 
     def _module(self, file: Path) -> _Module:
-        if file not in self._modules:
-            self._modules[file] = self._parse(file)
-        return self._modules[file]
+        if file not in self._lab:
+            self._lab[file] = self._parse(file)
+        return self._lab[file]
 
     def _parse(self, file: Path) -> _Module:
         try:
-            tree = _parsed(read_source(file, self._root))
+            tree = ast.parse(read_source(file, self._root))
         except RefusedFileError as error:
             raise CodeError(file, 1, str(error)) from error
         except NOT_PYTHON as error:
@@ -209,11 +218,6 @@ def _with_one_name(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> 
     return ast.ImportFrom(statement.module, [alias], statement.level)
 
 
-@lru_cache(maxsize=1024)
-def _parsed(source: str) -> ast.Module:
-    return ast.parse(source)
-
-
 def bound_names(statement: ast.stmt) -> list[str]:
     """The names that a definition or an assignment binds."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -226,14 +230,10 @@ def bound_names(statement: ast.stmt) -> list[str]:
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
-def defined_names(source: str) -> set[str]:
-    """Functions, classes, methods (Class.method) and constants that a file defines at its top level.
-
-    Raises:
-        SyntaxError: the file is not valid Python.
-    """
+def defined_names(tree: ast.Module) -> set[str]:
+    """Functions, classes, methods (Class.method) and constants that a parsed file defines at its top level."""
     names: set[str] = set()
-    for statement in _parsed(source).body:
+    for statement in tree.body:
         names.update(bound_names(statement))
         if isinstance(statement, ast.ClassDef):
             names.update(f"{statement.name}.{inner}" for part in statement.body for inner in bound_names(part))
@@ -276,16 +276,24 @@ class _Writer:
             return f"[{','.join([self.text(part) for part in node])}]"
         if not isinstance(node, ast.AST):
             return repr(node)
-        if isinstance(node, ast.Name):
+        if isinstance(node, ast.Name):  # every third node, so it takes a shorter way to the same text
             self.names.add(node.id)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
+            return f"Name(id={node.id!r})"
+        if isinstance(node, ast.Import | ast.ImportFrom):
             self.imports.append(node)
+        kind: Any = type(node)
         parts = []
-        for name in node._fields:
+        for name in _fields(kind):
             value = getattr(node, name, None)
-            if value is None or value == [] or name in _LEFT_OUT:
+            if value is None or value == []:
                 continue
             if name == "body" and isinstance(value, list):
                 value = [part for part in value if not _is_docstring(part)]
             parts.append(f"{name}={self.text(value)}")
-        return f"{type(node).__name__}({','.join(parts)})"
+        return f"{kind.__name__}({','.join(parts)})"
+
+
+@cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    """The fields of a kind of node that count."""
+    return tuple(name for name in kind._fields if name not in _LEFT_OUT)

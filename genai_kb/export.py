@@ -1,4 +1,4 @@
-"""Exports: the bibliography, the entries, the results, the pages as Markdown."""
+"""Exports: the bibliography, the entries, the results, the pages as Markdown, the prose of one language."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from genai_kb.bibliography import bibtex
 from genai_kb.files import write_text
+from genai_kb.prose import write_prose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,3 +74,6 @@ def write_markdown(catalog: Catalog, language: str, folder: Path) -> int:
         write_text(folder / path, text)
     write_text(folder / "LICENSE.txt", f"{LICENCE}\n")
     return len(pages)
+
+
+TREES: dict[str, Callable[[Catalog, str, Path], int]] = {"markdown": write_markdown, "prose": write_prose}

@@ -16,6 +16,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, cast, get_args
 
 Statistic = Literal["mean", "min", "max"]
@@ -104,8 +105,11 @@ class Condition:
         return frozenset().union(*(clause.names for clause in self.clauses))
 
 
+@lru_cache(maxsize=4096)
 def parse(condition: str) -> Condition:
     """Read a condition, which may be spread over several lines.
+
+    Entry, record and verdict each read the same one, so what was read is kept.
 
     Raises:
         HoldsIfError: the condition breaks the grammar, is longer than MAX_LENGTH characters or has

@@ -139,6 +139,16 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+# What `new` leaves for people to write; a text that begins so is refused.
+BLANK = "TO WRITE"
+_NO_BLANK: dict[str, Any] = {"not": {"pattern": f"^{BLANK}\\b"}}
+
+
+def _for_editors(**rules: Any) -> Any:
+    """Rules of the JSON Schema that stand for a check in Python, as far as a schema can tell them."""
+    return Field(json_schema_extra=rules)
+
+
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=60)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 ArxivId = Annotated[
@@ -146,20 +156,37 @@ ArxivId = Annotated[
     StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$"),
     BeforeValidator(_quoted),
 ]
-Url = Annotated[str, AfterValidator(check_url)]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_line)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text)]
-HoldsIf = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_condition)]
-IsoDate = Annotated[date, BeforeValidator(_as_date, json_schema_input_type=str)]
+Url = Annotated[str, AfterValidator(check_url), _for_editors(pattern=r"^https://[^\s@]+$")]
+Line = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200),
+    AfterValidator(check_line),
+    _for_editors(pattern=r"^\S(.*\S)?$", **_NO_BLANK),
+]
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=6000), AfterValidator(check_text), _for_editors(**_NO_BLANK)
+]
+Phrase = Annotated[Line, StringConstraints(pattern=r"^\w")]
+HoldsIf = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=1000),
+    AfterValidator(_condition),
+    _for_editors(pattern=r"^[\s(]*(mean|min|max)\b"),
+]
+IsoDate = Annotated[
+    date,
+    BeforeValidator(_as_date, json_schema_input_type=str),
+    _for_editors(pattern=r"^\d{4}-\d{2}-\d{2}$"),
+]
 
 
 class BilingualLine(Model):
     """One line of text in both languages."""
 
     en: Line
-    """The line in English."""
+    """The line in English: at most 200 characters, with emphasis, `code`, $formulas$ and https links."""
     es: Line
-    """The same line in Spanish."""
+    """The same line in Spanish, under the same rules."""
 
     def __getitem__(self, language: str) -> str:
         """Return the text in one of LANGUAGES."""
@@ -170,9 +197,9 @@ class Bilingual(Model):
     """A text in both languages: paragraphs, emphasis, `code`, $formulas$ and https links."""
 
     en: Text
-    """The text in English."""
+    """The text in English: at most 6,000 characters; no raw HTML, no heading, no link other than https."""
     es: Text
-    """The same text in Spanish."""
+    """The same text in Spanish, under the same rules."""
 
     def __getitem__(self, language: str) -> str:
         """Return the text in one of LANGUAGES."""
@@ -231,9 +258,9 @@ class Claim(Model):
     test: Bilingual
     """What is measured here to judge the statement."""
     metrics: Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_tuple)]
-    """The metrics that this claim needs; each is defined under the entry's `metrics`."""
+    """The metrics that this claim needs, one or more; each is defined under the entry's `metrics`."""
     holds_if: HoldsIf
-    """The condition under which the claim counts as reproduced, e.g. "mean(gain) >= 0.1"."""
+    """The condition under which the claim counts as reproduced, e.g. "mean(gain) >= 0.1"; it may name the claim's metrics only."""
     trial: Bilingual | None = None
     """What a trial on pilot seeds had shown before the threshold was set, if it informed it."""
     discussion: Bilingual | None = None
@@ -313,7 +340,7 @@ class Figure(Model):
     """The figure of an entry: what to draw from the record's rows."""
 
     panels: Annotated[tuple[Panel, ...], Field(min_length=1, max_length=4), BeforeValidator(_tuple)]
-    """The plots, side by side."""
+    """The plots, side by side: one to four."""
     caption: Bilingual
     """What the figure shows, one or two sentences, with no result that the data might contradict."""
     alt: BilingualLine
@@ -341,9 +368,9 @@ class Entry(Model):
     arxiv: ArxivId | None = None
     """The arXiv id without a version, in quotes."""
     url: Url | None = None
-    """Where to find it when it is not on arXiv."""
+    """Where to find it when it is not on arXiv: an https address without a user name."""
     tags: Annotated[tuple[Slug, ...], Field(min_length=1, max_length=6), BeforeValidator(_tuple)]
-    """Topics, from the closed list in roadmap.yaml."""
+    """Topics, from the closed list in roadmap.yaml: one to six."""
     prerequisites: Annotated[tuple[Slug, ...], BeforeValidator(_tuple)] = ()
     """Slugs of the entries to read first."""
     summary: Annotated[Bilingual, _at_most(110)]
@@ -355,7 +382,7 @@ class Entry(Model):
     metrics: dict[Name, Bilingual]
     """What each metric is: definition, range, chance level."""
     claims: Annotated[tuple[Claim, ...], Field(min_length=1), BeforeValidator(_tuple)]
-    """The claims, registered before their counted run."""
+    """The claims, one or more, registered before their counted run."""
     changes: Bilingual | None = None
     """What was changed in the experiment on pilot seeds, before the counted run, and why."""
     figure: Figure | None = None
@@ -398,10 +425,6 @@ class Section(Model):
     """Folder name and address of the section."""
     title: BilingualLine
     """Title of the section."""
-    introduction: Annotated[Bilingual, _at_most(250)] | None = None
-    """What the section is about, at most 250 words."""
-    questions: Annotated[tuple[Question, ...], BeforeValidator(_tuple)] = ()
-    """Self-check questions on the whole section."""
     entries: Annotated[tuple[Slug, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """Slugs in reading order; one without a file is planned."""
 
@@ -413,8 +436,6 @@ class Track(Model):
     """Folder name and address of the track."""
     title: BilingualLine
     """Title of the track."""
-    introduction: Annotated[Bilingual, _at_most(250)] | None = None
-    """What the track is about, at most 250 words."""
     sections: Annotated[tuple[Section, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """Its sections in reading order."""
 
@@ -426,3 +447,71 @@ class Roadmap(Model):
     """The closed list of topics with their names."""
     tracks: Annotated[tuple[Track, ...], Field(min_length=1), BeforeValidator(_tuple)]
     """The tracks in reading order."""
+
+
+class TrackText(Model):
+    """What the page of a track says, as written in roadmap/<track>/_track.yaml."""
+
+    introduction: Annotated[Bilingual, _at_most(250)]
+    """What the track is about, at most 250 words."""
+
+
+class Reading(Model):
+    """Something outside the roadmap that is worth reading next."""
+
+    title: BilingualLine
+    """What it is called, as the text of the link."""
+    url: Url
+    """Where it is."""
+    note: Bilingual | None = None
+    """What one finds there."""
+
+
+class SectionText(Model):
+    """What the page of a section says, as written in roadmap/<track>/<section>/_section.yaml."""
+
+    introduction: Annotated[Bilingual, _at_most(250)]
+    """What the section is about, at most 250 words."""
+    questions: Annotated[tuple[Question, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """Self-check questions on the whole section, with answers."""
+    further_reading: Annotated[tuple[Reading, ...], BeforeValidator(_tuple)] = ()
+    """What to read outside the roadmap."""
+
+
+class Forms(Model):
+    """Other spellings of a term, by which texts are searched for it."""
+
+    en: Annotated[tuple[Phrase, ...], BeforeValidator(_tuple)] = ()
+    """Plurals, inflections and synonyms in English."""
+    es: Annotated[tuple[Phrase, ...], BeforeValidator(_tuple)] = ()
+    """The same in Spanish."""
+
+
+class Term(Model):
+    """A term of the field in both languages."""
+
+    id: Slug
+    """Its name in addresses, unique in the glossary."""
+    en: Phrase
+    """The term in English, as it stands within a sentence."""
+    es: Phrase
+    """The term in Spanish."""
+    forms: Forms = Forms()
+    """Other spellings; none may lead to two terms."""
+    avoid: Annotated[tuple[Phrase, ...], BeforeValidator(_tuple)] = ()
+    """Wrong or unusual Spanish renderings; no text may use one."""
+    definition: Annotated[Bilingual, _at_most(60)]
+    """What it means, at most 60 words."""
+    entry: Slug | None = None
+    """The entry that explains it."""
+
+    def __getitem__(self, language: str) -> str:
+        """Return the term in one of LANGUAGES."""
+        return str(getattr(self, language))
+
+
+class Topic(Model):
+    """The terms of one topic, as written in roadmap/glossary/<topic>.yaml."""
+
+    terms: Annotated[tuple[Term, ...], Field(min_length=1), BeforeValidator(_tuple)]
+    """The terms, in any order; the page sorts them."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from genai_kb.models import Entry, Roadmap
+from genai_kb.models import BLANK, Entry, Roadmap, SectionText, Topic, TrackText
 from genai_kb.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from genai_kb.models import Misfit
     from genai_kb.yamlio import Document, FieldPath
@@ -32,13 +34,32 @@ _YAML_NAMES = {
 
 def validate_document(model: type[M], document: Document) -> M | list[Problem]:
     """Read a document as a model, or return every problem that keeps it from being one."""
+    blanks = {problem.field: problem for problem in _blanks(document)}
     try:
-        return model.model_validate(document.data)
+        read = model.model_validate(document.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
         told = [detail for detail in details if not _only_echoes(detail, details)]
         told = sorted(told, key=lambda detail: document.position(tuple(detail["loc"])))[:MAX_PROBLEMS]
-        return sorted({problem for detail in told for problem in _problems(model, document, detail)})
+        found = {problem for detail in told for problem in _problems(model, document, detail)}
+        found = {problem for problem in found if problem.field not in blanks}
+        return sorted(found | set(blanks.values()))
+    return sorted(blanks.values()) or read
+
+
+def blank(what: str) -> str:
+    """A text that stands for one still to be written, and says which."""
+    return f"{BLANK}: {what}"
+
+
+def _blanks(document: Document) -> Iterator[Problem]:
+    """Each text that is still to be written."""
+    for path, position in document.positions.items():
+        value = document.value(path)
+        if isinstance(value, str) and re.match(rf"{BLANK}\b", value):
+            what = " ".join(value.removeprefix(BLANK).removeprefix(":").split())
+            message = f"is still to be written{f': {what}' if what else ''}; put the text in place of `{BLANK}`"
+            yield Problem(document.file, *position, _dotted(path), message)
 
 
 def _only_echoes(detail: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> bool:
@@ -132,14 +153,22 @@ def _resolve(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
     return schema
 
 
+# What a pattern asks for: said by `validate`, and by editors through the JSON Schema.
+PATTERN_HINTS = {
+    r"^[a-z0-9]+(-[a-z0-9]+)*$": "use lower-case letters, digits and single hyphens, as in `low-rank`",
+    r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and underscores, as in `acc_full`",
+    r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$": 'write an arXiv id without its version, as in "2106.09685" or "cs/0112017"',
+    r"^\w": "begin with a letter or a digit",
+    r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$": "name a function, a class or Class.method of the reproduction",
+    r"^https://[^\s@]+$": "only addresses that begin with https:// are allowed, without a user name",
+    r"^\S(.*\S)?$": "this field is one line, without space at its ends",
+    r"^[\s(]*(mean|min|max)\b": "a condition begins with mean(...), min(...) or max(...), as in mean(gain) >= 0.1",
+    r"^\d{4}-\d{2}-\d{2}$": 'write a date in quotes, as in "2026-11-21"',
+}
+
+
 def _pattern_hint(pattern: str) -> str:
-    hints = {
-        r"^[a-z0-9]+(-[a-z0-9]+)*$": "use lower-case letters, digits and single hyphens, as in `low-rank`",
-        r"^[a-z][a-z0-9_]*$": "use lower-case letters, digits and underscores, as in `acc_full`",
-        r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})$": 'write an arXiv id without its version, as in "2106.09685" or "cs/0112017"',
-        r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$": "name a function, a class or Class.method of the reproduction",
-    }
-    return hints.get(pattern, f"it must match {pattern}")
+    return PATTERN_HINTS.get(pattern, f"it must match {pattern}")
 
 
 def _bilingual_hint(detail: Mapping[str, Any]) -> str:
@@ -189,12 +218,65 @@ _EXPLAIN: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "entry.schema.json": Entry,
+    "glossary.schema.json": Topic,
+    "roadmap.schema.json": Roadmap,
+    "section.schema.json": SectionText,
+    "track.schema.json": TrackText,
+}
+
+
 def json_schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schemas for editors, by file name."""
     return {
-        f"{model.__name__.lower()}.schema.json": {
+        name: {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **model.model_json_schema(),
+            **_with_messages(model.model_json_schema()),
         }
-        for model in (Entry, Roadmap)
+        for name, model in SCHEMAS.items()
     }
+
+
+def _with_messages(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the words that editors show where a pattern is not met."""
+    for part in list(schema.values()):
+        for inner in part if isinstance(part, list) else [part]:
+            if isinstance(inner, dict):
+                _with_messages(inner)
+    if schema.get("pattern") in PATTERN_HINTS:
+        schema["patternErrorMessage"] = PATTERN_HINTS[schema["pattern"]]
+    return schema
+
+
+def modeline(name: str) -> str:
+    """The comment by which editors find the schema of a file, given by its path below roadmap/."""
+    *folders, file = name.split("/")
+    kind = "entry"
+    if folders == ["glossary"]:
+        kind = "glossary"
+    elif not folders or file.startswith("_"):
+        kind = file.removesuffix(".yaml").removeprefix("_")
+    return f"# yaml-language-server: $schema={'../' * len(folders)}{kind}.schema.json"
+
+
+def unwired(root: Path) -> dict[str, str]:
+    """Files that do not name their schema to editors, by path from the root, with the text that does.
+
+    Raises:
+        OSError: a file cannot be read.
+        UnicodeDecodeError: a file is no text in UTF-8.
+    """
+    found = {}
+    for file in sorted((root / "roadmap").rglob("*.yaml")):
+        line = modeline(file.relative_to(root / "roadmap").as_posix())
+        text = file.read_bytes().decode("utf-8")
+        head = re.match(r"(?:#[^\n]*\n)*", text)
+        comments = head[0].splitlines() if head else []
+        if line in comments:
+            continue
+        end = "\r\n" if "\r\n" in text else "\n"
+        old = next((comment for comment in comments if comment.startswith("# yaml-language-server:")), None)
+        wired = text.replace(old, line, 1) if old else f"{line}{end}{text}"
+        found[file.relative_to(root).as_posix()] = wired
+    return found

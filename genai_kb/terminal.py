@@ -16,12 +16,13 @@ from genai_kb.text import split_markup
 from genai_kb.verdicts import Judgement, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     import pandas as pd
 
     from genai_kb.catalog import Catalog, Item
+    from genai_kb.fetch import Change
     from genai_kb.measure import Agreement
     from genai_kb.runner.task import Outcome, Task
     from genai_kb.verdicts import ClauseResult
@@ -72,16 +73,7 @@ class Progress:
         self._done = 0
         self._bar: RichProgress | None = None
         if sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._bar = _progress_bar()
             self._task = self._bar.add_task("measuring", total=total)
 
     def __enter__(self) -> Self:
@@ -108,6 +100,49 @@ class Progress:
         else:
             state = f"{outcome.seconds:.1f} s" if outcome.ok else "failed"
             line = f"[{self._done}/{self._total}] {outcome.task.slug} seed {outcome.task.seed}: {state}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - plain lines where there is no terminal
+
+
+def _progress_bar() -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+class Counter:
+    """How many of a number of things are done: a bar on a terminal, a line each time elsewhere."""
+
+    def __init__(self, doing: str, total: int, things: str) -> None:
+        self._doing, self._total, self._things = doing, total, things
+        self._done = 0
+        self._bar = _progress_bar() if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._task = self._bar.add_task(self._doing, total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, number: int) -> None:
+        """So many more are done."""
+        self._done += number
+        if self._bar:
+            self._bar.advance(self._task, number)
+        else:
+            line = f"[{self._done}/{self._total}] {self._things}"
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - plain lines where there is no terminal
 
 
@@ -196,6 +231,21 @@ def _agreement(agreement: Agreement) -> Text:
     if agreement.same_platform:
         return Text("differs on the record's own platform", style="red")
     return Text("other platform; no verdict turns", style="yellow")
+
+
+def print_changes(changed: Mapping[str, Sequence[Change]]) -> None:
+    """The table of `fetch`."""
+    table = Table(expand=False)
+    for name in ("entry", "what", "stored", "arXiv"):
+        table.add_column(name, overflow="fold")
+    for slug, changes in changed.items():
+        for number, change in enumerate(changes):
+            style = "red" if change.what == "withdrawn" and change.after else ""
+            table.add_row(
+                slug if number == 0 else "", Text(change.what, style=style), Text(change.before), Text(change.after)
+            )
+        table.add_section()
+    _console().print(table)
 
 
 def print_entries(frame: pd.DataFrame) -> None:

@@ -45,35 +45,50 @@ _NONCHARACTERS = "\ufffe\uffff"
 # What may precede a block on its line: the marks of the lists that it stands in.
 _MARKS = r"^[ \t]*(?:(?:[*+-]|\d+[.)])[ \t]+)*"
 
-_REFUSED = {
-    re.compile(pattern, re.MULTILINE | re.IGNORECASE): message
-    for pattern, message in {
-        r"<(?:[a-z/!?]|[^<> @]*@[^<> ]*>)[^<>\n]*>?": (
-            "has raw HTML, {}; put tags in `code`, write links as [text](https://...), "
-            "and leave a space after a less-than sign"
+# Each pattern stands with a sign that it cannot match without, since most texts have few of them.
+_REFUSED = [
+    (sign, re.compile(pattern, re.MULTILINE | re.IGNORECASE), message)
+    for sign, pattern, message in (
+        (
+            "<",
+            r"<(?:[a-z/!?]|[^<> @]*@[^<> ]*>)[^<>\n]*>?",
+            (
+                "has raw HTML, {}; put tags in `code`, write links as [text](https://...), "
+                "and leave a space after a less-than sign"
+            ),
         ),
-        r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);": (
-            "has an HTML entity, {}; write the character itself, or put it in `code`"
+        (
+            "&",
+            r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);",
+            "has an HTML entity, {}; write the character itself, or put it in `code`",
         ),
-        r"javascript\s*:": "has {}, which can run as a script; leave it out or put it in `code`",
-        r"!\[": "has an image, {}; texts hold none, so leave it out or write a link without the `!`",
-        rf"{_MARKS}\*?\[(?:\^|[^\[\]]*\]:)": (
-            "has a link definition, {}; write the link where it is used, as [text](https://...)"
+        (":", r"javascript\s*:", "has {}, which can run as a script; leave it out or put it in `code`"),
+        ("![", r"!\[", "has an image, {}; texts hold none, so leave it out or write a link without the `!`"),
+        (
+            "[",
+            rf"{_MARKS}\*?\[(?:\^|[^\[\]]*\]:)",
+            "has a link definition, {}; write the link where it is used, as [text](https://...)",
         ),
         # A list of attributes follows an element without a space, or begins or ends a line.
-        r"(?<![ (])\{[^\n]{0,40}|^[ ]*\{[^\n]{0,40}|\{[^\n{]*\}[ ]*$|\{[ ]*:[^\n]{0,40}": (
-            "has braces that can set attributes, {}; put braces in `code` or a $formula$"
+        (
+            "{",
+            r"(?<![ (])\{[^\n]{0,40}|^[ ]*\{[^\n]{0,40}|\{[^\n{]*\}[ ]*$|\{[ ]*:[^\n]{0,40}",
+            "has braces that can set attributes, {}; put braces in `code` or a $formula$",
         ),
-        rf"{_MARKS}#": "has a heading, {}; texts hold none, so write a paragraph, or \\# for the sign",
-        rf"{_MARKS}>": "has a quotation, {}; texts hold none, so write a paragraph, or \\> for the sign",
-        r"^[ \t]*[=*_|:-][=*_|: \t-]*$": (
-            "has a line of signs only, {}, which makes a heading, a rule or a table; leave that line out"
+        ("#", rf"{_MARKS}#", "has a heading, {}; texts hold none, so write a paragraph, or \\# for the sign"),
+        (">", rf"{_MARKS}>", "has a quotation, {}; texts hold none, so write a paragraph, or \\> for the sign"),
+        (
+            "",
+            r"^[ \t]*[=*_|:-][=*_|: \t-]*$",
+            "has a line of signs only, {}, which makes a heading, a rule or a table; leave that line out",
         ),
-        rf"{_MARKS}(?:~~~|!!!|\?\?\?|: )": (
-            "has a block, {}, that is neither paragraph nor list; only those are allowed, so write one of them"
+        (
+            "",
+            rf"{_MARKS}(?:~~~|!!!|\?\?\?|: )",
+            "has a block, {}, that is neither paragraph nor list; only those are allowed, so write one of them",
         ),
-    }.items()
-}
+    )
+]
 
 _LINK = re.compile(r"\]\((?:(?P<target>[^\s()<>]*)\))?")
 _NOT_IN_URL = re.compile(r"[^A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]")
@@ -206,6 +221,9 @@ def _passed(text: str, problems: Iterable[str]) -> str:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
+    if text and not any(sign in text for sign in "\\`$"):  # the usual case, decided without a search
+        yield _Token("text", text)
+        return
     end = 0
     for match in _TOKEN.finditer(text):
         if match.start() > end:
@@ -236,8 +254,8 @@ def _text_problems(text: str) -> Iterator[str]:
             yield from _formula_problems(token.kind, token.content)
     yield from _stray_problems(tokens)
     around = "".join(token.content if token.kind == "text" else _STAND_IN for token in tokens)
-    for pattern, message in _REFUSED.items():
-        if match := pattern.search(around):
+    for sign, pattern, message in _REFUSED:
+        if sign in around and (match := pattern.search(around)):
             yield message.format(excerpt(match[0]))
     yield from _link_problems(around)
 

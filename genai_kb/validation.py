@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from genai_kb.catalog import Catalog, Item, Place
-from genai_kb.codehash import NOT_PYTHON, CodeError, CodeHasher, defined_names, read_source
-from genai_kb.files import RefusedFileError
+from genai_kb.chapters import is_chapter, read_chapters
+from genai_kb.checks import formula_problems, machine_written, translation_problems, unreadable
+from genai_kb.codehash import CodeError, CodeHasher
+from genai_kb.collector import without_collector
+from genai_kb.glossary import avoid_problems, avoided
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
 from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
 from genai_kb.records import Judged, Record, read_record
-from genai_kb.schema import validate_document
+from genai_kb.schema import SCHEMAS, validate_document
 from genai_kb.site.figures import FigureError, check
 from genai_kb.text import printable
 from genai_kb.verdicts import Verdict
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     _At = Callable[..., tuple[str, int, int, str]]
 
 ROADMAP = "roadmap/roadmap.yaml"
-_NO_ENTRY = {"__init__.py", "entry.schema.json", "roadmap.schema.json"}
+_NO_ENTRY = {"__init__.py", *SCHEMAS}
+_RESERVED = {"assets", "catalogue", "glossary", "method", "planned", "search"}  # addresses of the site's other pages
 
 
 @dataclass
@@ -43,21 +43,24 @@ class Validated:
     problems: list[Problem] = field(default_factory=list)
 
 
+@without_collector()
 def validate(root: Path) -> Validated:
     """Read and check everything below a project's root; never raises for what a file holds."""
     root = root.resolve()
     try:
-        document = read_yaml(root / ROADMAP, root)
+        document, roadmap = read_roadmap(root)
     except ProblemsError as error:
         return Validated(None, error.problems)
-    roadmap = validate_document(Roadmap, document)
-    if isinstance(roadmap, list):
-        return Validated(None, roadmap)
     catalog = Catalog(root, roadmap)
     problems = list(_roadmap_problems(document, roadmap))
     documents: dict[str, Document] = {}
     hasher = CodeHasher(root)
-    for file in _yaml_files(root):
+    files = _yaml_files(root)
+    chapters = read_chapters(root, catalog, [file for file in files if is_chapter(root, file)])
+    problems += chapters.problems
+    for file in files:
+        if is_chapter(root, file):
+            continue
         slug = file.stem
         place = catalog.places.get(slug)
         misplaced = _misplaced(root, file, place)
@@ -77,12 +80,28 @@ def validate(root: Path) -> Validated:
         problems += found
         catalog.items[slug] = item
     in_order = sorted(catalog.items.items(), key=lambda pair: pair[1].place.number)
-    catalog = Catalog(root, roadmap, dict(in_order))
+    catalog = Catalog(root, roadmap, dict(in_order), chapters.tracks, chapters.sections, chapters.topics)
     for slug, item in catalog.items.items():
-        problems += _entry_problems(catalog, item, documents[slug])
+        problems += _entry_problems(catalog, item, documents[slug], hasher)
+    phrases = avoided(catalog.terms)
+    for read in (document, *chapters.documents, *documents.values()):
+        problems += avoid_problems(read, phrases)
     problems += _cycles(catalog, documents)
     problems += _strays(catalog, root)
     return Validated(catalog, sorted({replace(problem, file=printable(problem.file, 200)) for problem in problems}))
+
+
+def read_roadmap(root: Path) -> tuple[Document, Roadmap]:
+    """Read the roadmap alone, with the places of its fields.
+
+    Raises:
+        ProblemsError: it has an error.
+    """
+    document = read_yaml(root / ROADMAP, root)
+    roadmap = validate_document(Roadmap, document)
+    if isinstance(roadmap, list):
+        raise ProblemsError(roadmap)
+    return document, roadmap
 
 
 def _yaml_files(root: Path) -> list[Path]:
@@ -96,6 +115,10 @@ def _yaml_files(root: Path) -> list[Path]:
 def _roadmap_problems(document: Document, roadmap: Roadmap) -> Iterator[Problem]:
     slugs: list[tuple[FieldPath, str]] = []
     for t, track in enumerate(roadmap.tracks):
+        if track.id in _RESERVED:
+            place = document.position(("tracks", t, "id"))
+            message = f"{track.id!r} is the address of another page; give the track another id"
+            yield Problem(document.file, *place, f"tracks.{t}.id", message)
         for s, section in enumerate(track.sections):
             path = ("tracks", t, "sections", s, "entries")
             slugs += [((*path, e), slug) for e, slug in enumerate(section.entries)]
@@ -141,7 +164,7 @@ def _read_item(
         message = f"has no bibliographic file {slug}.json beside it; `genai-kb translated {slug}` makes one"
         problems.append(Problem(document.file, 1, 1, "", message))
     except (OSError, ValueError) as error:
-        problems.append(_machine_written(root, metadata_file, error))
+        problems.append(machine_written(root, metadata_file, error))
     code = root / "reproductions" / place.folder / f"{slug}.py"
     reproduction = code if os.path.lexists(code) else None  # also a link to nothing, which is told
     record, found = _read_record(root, code.with_suffix(".json"))
@@ -162,7 +185,7 @@ def _read_record(root: Path, file: Path) -> tuple[Record | None, list[Problem]]:
     except FileNotFoundError:
         return None, []
     except (OSError, ValueError) as error:
-        return None, [_machine_written(root, file, error)]
+        return None, [machine_written(root, file, error)]
 
 
 def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str | None, list[Problem]]:
@@ -171,27 +194,7 @@ def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str 
     except CodeError as error:
         return None, [Problem(error.file.relative_to(root).as_posix(), error.line, 1, "", error.message)]
     except OSError as error:
-        return None, [_unreadable(root, reproduction if reproduction.is_symlink() else Path(error.filename), error)]
-
-
-def _unreadable(root: Path, file: Path, error: OSError) -> Problem:
-    message = f"cannot be read ({type(error).__name__}); it should be a file that everyone may read"
-    return Problem(file.relative_to(root).as_posix(), 1, 1, "", message)
-
-
-def _machine_written(root: Path, file: Path, error: Exception) -> Problem:
-    if isinstance(error, OSError):
-        return _unreadable(root, file, error)
-    if isinstance(error, RefusedFileError):
-        return Problem(file.relative_to(root).as_posix(), 1, 1, "", str(error))
-    field, reason, line, column = "", str(error), 1, 1
-    if isinstance(error, ValidationError):
-        detail = error.errors(include_url=False, include_input=False)[0]
-        field, reason = ".".join(map(str, detail["loc"])), detail["msg"]
-        if place := re.search(r" at line (\d+) column (\d+)$", reason):
-            line, column, reason = int(place[1]), max(int(place[2]), 1), reason[: place.start()]
-    message = f"is not as the tool writes it ({reason}); restore it from git, or remove it and let the tool write it"
-    return Problem(file.relative_to(root).as_posix(), line, column, field, message)
+        return None, [unreadable(root, reproduction if reproduction.is_symlink() else Path(error.filename), error)]
 
 
 def provisional_metadata(slug: str, entry: Entry) -> Metadata:
@@ -219,7 +222,7 @@ def _claims_differ(entry: Entry, record: Record) -> bool:
     return recorded != current
 
 
-def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterator[Problem]:
+def _entry_problems(catalog: Catalog, item: Item, document: Document, hasher: CodeHasher) -> Iterator[Problem]:
     """Everything about one entry that takes more than its own file to know."""
 
     def at(*path: str | int) -> tuple[str, int, int, str]:
@@ -232,33 +235,10 @@ def _entry_problems(catalog: Catalog, item: Item, document: Document) -> Iterato
     for number, slug in enumerate(entry.prerequisites):
         if slug not in catalog.places:
             yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
-    yield from _formula_problems(document)
+    yield from formula_problems(document)
     yield from _metadata_problems(item, document)
-    yield from _reproduction_problems(catalog.root, item, at)
+    yield from _reproduction_problems(item, hasher, at)
     yield from _record_problems(item, at)
-
-
-def _formula_problems(document: Document) -> Iterator[Problem]:
-    """Formulas that cannot be rendered; checked where the renderer is installed."""
-    if find_spec("math_core") is None:
-        return
-    from genai_kb.site.maths import check_formulas
-
-    for path, text in _strings(document.data, ()):
-        if "$" in text:
-            for _, message in check_formulas(text):
-                yield Problem(document.file, *document.position(path), ".".join(map(str, path)), message)
-
-
-def _strings(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _strings(inner, (*path, key))
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from _strings(inner, (*path, number))
 
 
 def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
@@ -270,22 +250,10 @@ def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
     if known != item.entry.arxiv:
         message = f"is {item.entry.arxiv!r}, but the bibliographic file says {known!r}; one of them is wrong"
         yield Problem(name, *document.position(("arxiv",)), "arxiv", message)
-    before, now = item.metadata.translated, text_hashes(item.entry)
-    moved = [language for language in ("en", "es") if before.get(language) != now[language]]
-    titles = {"en": "English", "es": "Spanish"}
-    if before and len(moved) == 1:
-        other = titles["es" if moved == ["en"] else "en"]
-        message = (
-            f"the {titles[moved[0]]} text has changed and the {other} has not; bring both in line, "
-            f"then run `genai-kb translated {item.slug}`"
-        )
-        yield Problem(name, 1, 1, "", message)
-    elif moved:
-        message = f"both texts have changed since they were last compared; run `genai-kb translated {item.slug}`"
-        yield Problem(name, 1, 1, "", message, "warning")
+    yield from translation_problems(document, item.slug, item.metadata, item.entry)
 
 
-def _reproduction_problems(root: Path, item: Item, at: _At) -> Iterator[Problem]:
+def _reproduction_problems(item: Item, hasher: CodeHasher, at: _At) -> Iterator[Problem]:
     entry = item.entry
     if item.reproduction is None:
         for key in ("figure", "walkthrough"):
@@ -294,10 +262,9 @@ def _reproduction_problems(root: Path, item: Item, at: _At) -> Iterator[Problem]
                     *at(key), "there is no reproduction that it could show; write it first or remove this key"
                 )
         return
-    try:
-        names = defined_names(read_source(item.reproduction, root))
-    except (*NOT_PYTHON, OSError):
-        return  # told where its code is hashed
+    names = hasher.names(item.reproduction)
+    if not names:
+        return  # it cannot be read, which is told where its code is hashed
     if "run" not in names or "SHORT" not in names:
         yield Problem(*at(), "the reproduction lacks `run` or `SHORT`; define both, as its neighbours do")
     for number, note in enumerate(entry.walkthrough or ()):
@@ -401,6 +368,8 @@ def _strays(catalog: Catalog, root: Path) -> Iterator[Problem]:
         for file in sorted((root / top).rglob("*")):
             inside = file.relative_to(root / top)
             if file.suffix not in suffixes or inside.parts[0] == "lab" or inside.name in _NO_ENTRY:
+                continue
+            if is_chapter(root, file) and file.with_suffix(".yaml").exists():
                 continue
             place = catalog.places.get(file.stem)
             expected = f"{place.folder}/{file.name}" if place else ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
@@ -28,6 +30,8 @@ FieldPath = tuple[str | int, ...]
 Position = tuple[int, int]
 
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+
+_RESOLVER: Any = yaml.resolver.Resolver()
 
 _START: Position = (1, 1)
 _BYTE_ORDER_MARK = "\ufeff"
@@ -124,10 +128,33 @@ class Document:
             the start of the value where it is no string or spans several lines.
         """
         start = self.position(path)
-        value = self._value(path)
+        value = self.value(path)
         return _position_within(self._lines, start, value, offset) if isinstance(value, str) else start
 
-    def _value(self, path: FieldPath) -> Any:
+    def place_of(self, path: FieldPath, start: int, end: int) -> Position:
+        """Return the (line, column) of a phrase inside a string, which may span several lines.
+
+        Args:
+            path: where the string stands.
+            start: where the phrase begins, 0-based, within the string as read.
+            end: where it ends.
+
+        Returns:
+            the start of the value where the file spells the phrase with escapes.
+        """
+        line, column = self.position(path)
+        value = str(self.value(path))
+        phrase = re.compile(r"\s+".join(map(re.escape, value[start:end].split())))
+        earlier = sum(1 for _ in phrase.finditer(value, 0, start))
+        source = "\n".join(self._lines[line - 1 :])
+        found = next(islice(phrase.finditer(source, column - 1), earlier, None), None)
+        if found is None:
+            return line, column
+        below, column = _position_of(source, found.start())
+        return line + below - 1, column
+
+    def value(self, path: FieldPath) -> Any:
+        """Return the value at a path, or None if there is none."""
         value = self.data
         for step in path:
             try:
@@ -304,7 +331,7 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             self._refuse_anchor_and_tag(event)
             if self.stack and self.stack[-1].awaits_key():
-                self._take_key(loader, event)
+                self._take_key(event)
             else:
                 self._take_scalar(loader, event)
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -336,8 +363,8 @@ class _Builder:
         node: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self.stack.append(_Open(self._place(node, event), node))
 
-    def _take_key(self, loader: Any, event: yaml.ScalarEvent) -> None:
-        parent, key, tag = self.stack[-1], event.value, _tag(loader, event)
+    def _take_key(self, event: yaml.ScalarEvent) -> None:
+        parent, key, tag = self.stack[-1], event.value, _tag(event)
         path = (*parent.path, key)
         if tag == "merge":
             self._refuse(event, "the merge key `<<` is refused; write the keys out")
@@ -357,7 +384,7 @@ class _Builder:
         self._check_escapes(event)
 
     def _take_scalar(self, loader: Any, event: yaml.ScalarEvent) -> None:
-        tag = _tag(loader, event)
+        tag = _tag(event)
         if not self.stack and tag == "null" and not event.value:
             return  # a document without content counts as an empty file
         value = event.value
@@ -453,11 +480,16 @@ class _Builder:
         return ""
 
 
-def _tag(loader: Any, event: yaml.ScalarEvent) -> str:
+def _tag(event: yaml.ScalarEvent) -> str:
     """Return the short name of the type that YAML gives a scalar, such as "str" or "int"."""
     if not event.implicit[0]:  # quoted, a block, or tagged
         return "str"
-    return str(loader.resolve(yaml.ScalarNode, event.value, event.implicit)).removeprefix(_TAG_PREFIX)
+    return _plain_tag(event.value)
+
+
+@lru_cache(maxsize=4096)  # the same keys come up in every file
+def _plain_tag(value: str) -> str:
+    return str(_RESOLVER.resolve(yaml.ScalarNode, value, (True, False))).removeprefix(_TAG_PREFIX)
 
 
 def _position(mark: Any) -> Position:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from genai_kb.cli import main
 from genai_kb.measure import code_hash, make_record, save_record, tasks_for
-from genai_kb.metadata import Metadata, text_hashes, write_metadata
+from genai_kb.metadata import Compared, Metadata, text_hashes, write_metadata
 from genai_kb.records import COUNTED_SEEDS
 from genai_kb.runner import Limits, run_tasks
 from genai_kb.validation import validate
@@ -38,16 +38,9 @@ tags:
 tracks:
 - id: estimation
   title: {en: Estimation, es: Estimación}
-  introduction:
-    en: How to guess a number from draws.
-    es: Cómo estimar un número a partir de muestras.
   sections:
   - id: first-steps
     title: {en: First steps, es: Primeros pasos}
-    introduction: {en: Means and medians., es: Medias y medianas.}
-    questions:
-    - ask: {en: "What is $n$?", es: "¿Qué es $n$?"}
-      answer: {en: The number of draws., es: El número de muestras.}
     entries: [averages, medians]
   - id: areas
     title: {en: Areas, es: Áreas}
@@ -58,6 +51,50 @@ tracks:
   - id: overviews
     title: {en: Overviews, es: Panoramas}
     entries: [guess-book, dice-box]
+"""
+
+TRACK_TEXT = """\
+introduction:
+  en: How to guess a number from draws.
+  es: Cómo estimar un número a partir de muestras.
+"""
+
+SECTION_TEXT = """\
+introduction: {en: Means and medians., es: Medias y medianas.}
+questions:
+- ask: {en: "What is $n$?", es: "¿Qué es $n$?"}
+  answer: {en: The number of draws., es: El número de muestras.}
+further_reading:
+- title: {en: A book on draws, es: Un libro sobre muestras}
+  url: https://example.org/draws
+  note: {en: Its second chapter., es: El segundo capítulo.}
+"""
+
+GLOSSARY = """\
+terms:
+- id: draw
+  en: draw
+  es: muestra
+  forms: {en: [draws], es: [muestras]}
+  avoid: [sorteo, extracción al azar]
+  definition:
+    en: One value that a *random* variable takes, as $x_i$.
+    es: Un valor que toma una variable *aleatoria*, como $x_i$.
+  entry: averages
+- id: mean
+  en: mean
+  es: media
+  avoid: [medianía]
+  definition: {en: The sum by the number., es: La suma entre el número.}
+  entry: medians
+- id: nandu
+  en: rhea
+  es: ñandú
+  definition: {en: A bird., es: Un ave.}
+- id: number
+  en: number
+  es: número
+  definition: {en: What one counts with., es: Aquello con lo que se cuenta.}
 """
 
 AVERAGES = """\
@@ -451,6 +488,9 @@ def run(seed: int, settings: Settings = Settings()) -> Result:
 
 FILES = {
     "roadmap/roadmap.yaml": ROADMAP,
+    "roadmap/estimation/_track.yaml": TRACK_TEXT,
+    "roadmap/glossary/basics.yaml": GLOSSARY,
+    "roadmap/estimation/first-steps/_section.yaml": SECTION_TEXT,
     "roadmap/estimation/first-steps/averages.yaml": AVERAGES,
     "roadmap/estimation/areas/dartboard.yaml": DARTBOARD,
     "roadmap/reading/overviews/guess-book.yaml": GUESS_BOOK,
@@ -511,8 +551,12 @@ class Project:
         return self.catalog().items[slug]
 
     def compared(self) -> None:
-        """Say of all entries that both languages say the same."""
-        for slug, item in self.catalog().items.items():
+        """Say of all entries and chapters that both languages say the same."""
+        catalog = self.catalog()
+        for name, text in catalog.texts.items():
+            compared = Compared.model_validate({"translated": text_hashes(text)})
+            write_metadata(self.root / "roadmap" / f"{name}.json", compared)
+        for slug, item in catalog.items.items():
             metadata = item.metadata.model_copy(update={"translated": text_hashes(item.entry)})
             write_metadata(self.root / "roadmap" / item.place.folder / f"{slug}.json", metadata)
 

@@ -32,6 +32,14 @@ def test_a_place_is_the_path_of_track_and_section(sound_project: Project) -> Non
     assert catalog.items["dice-box"].reproduction is None
 
 
+def test_a_chapter_has_the_texts_of_its_folder_or_none(sound_project: Project) -> None:
+    catalog = sound_project.catalog()
+    assert catalog.track_texts["estimation"].introduction.en.startswith("How to guess")
+    assert catalog.section_texts["estimation/first-steps"].questions[0].answer["es"] == "El número de muestras."
+    assert list(catalog.texts) == ["estimation/_track", "estimation/first-steps/_section", "glossary/basics"]
+    assert [term["es"] for term in catalog.terms] == ["muestra", "media", "ñandú", "número"]
+
+
 def test_followers_are_prerequisites_read_backwards(sound_project: Project) -> None:
     assert sound_project.catalog().followers == {
         "averages": ["dartboard", "guess-book"],

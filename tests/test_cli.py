@@ -200,6 +200,23 @@ def test_translated_takes_note_of_both_texts(project: Project) -> None:
     assert item.metadata.bibliography.author[0].family == "Núñez"
 
 
+def test_translated_takes_note_of_the_texts_of_chapters(project: Project) -> None:
+    project.replace("_section.yaml", "Means and medians.", "Medians and means.")
+    project.replace("_track.yaml", "from draws", "from many draws")
+    assert project.cli("validate").exit_code == 1
+    result = project.cli("translated", "estimation", "estimation/first-steps")
+    assert result.exit_code == 0
+    assert result.stdout.count("both texts marked as saying the same") == 2
+    assert project.cli("validate", "--strict").exit_code == 0
+
+
+def test_a_chapter_that_was_never_compared_is_a_warning(project: Project) -> None:
+    project.path("_section.json").unlink()
+    result = project.cli("validate")
+    assert result.exit_code == 0
+    assert "not compared yet; run `genai-kb translated estimation/first-steps`" in result.stdout
+
+
 def test_translated_makes_a_missing_file_and_leaves_a_broken_one(project: Project) -> None:
     facts = project.path("dartboard.json")
     facts.unlink()

@@ -84,7 +84,7 @@ def test_pages_are_written_as_a_tree_of_markdown(sound_project: Project, tmp_pat
     out = tmp_path / "pages"
     result = sound_project.cli("export", "markdown", "--lang", language, "--out", str(out))
     pages = build_pages(sound_project.catalog(), language)
-    assert result.stdout == f"{len(pages)} pages written to {out}\n"
+    assert result.stdout == f"{len(pages)} files written to {out}\n"
     written = {path.relative_to(out).as_posix(): path.read_text(encoding="utf-8") for path in out.rglob("*.md")}
     assert written == pages
 

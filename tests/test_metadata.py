@@ -81,7 +81,7 @@ def entry(project: Project) -> Entry:
 
 
 def test_all_texts_of_one_language_are_found_and_none_of_the_other(sound_project: Project) -> None:
-    english, spanish = (list(texts(entry(sound_project), language)) for language in ("en", "es"))
+    english, spanish = ([text[language] for text in texts(entry(sound_project))] for language in ("en", "es"))
     assert len(english) == len(spanish) == 10
     assert english[0] == "Dartboard"
     assert "The square has area 4." in english

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_kb.validation import validate
-from tests.roadmap import DARTBOARD, FACTS, RECORD, Project
+from tests.roadmap import DARTBOARD, FACTS, RECORD, SECTION_TEXT, Project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,9 @@ MAP = "roadmap/roadmap.yaml"
 AVERAGES = "roadmap/estimation/first-steps/averages.yaml"
 DARTS = "roadmap/estimation/areas/dartboard.yaml"
 BOOK = "roadmap/reading/overviews/guess-book.yaml"
+CHAPTER = "roadmap/estimation/first-steps/_section.yaml"
+BASICS = "roadmap/glossary/basics.yaml"
+CHAPTER_HASHES = "roadmap/estimation/first-steps/_section.json"
 BOX = "roadmap/reading/overviews/dice-box.yaml"
 AVERAGES_CODE = "reproductions/estimation/first-steps/averages.py"
 DARTS_CODE = "reproductions/estimation/areas/dartboard.py"
@@ -345,6 +348,196 @@ TEXT_CASES = [
     ),
 ]
 
+CHAPTER_CASES = [
+    Bad(
+        "a chapter that the roadmap does not have",
+        content("roadmap/estimation/second-steps/_section.yaml", SECTION_TEXT),
+        "roadmap/estimation/second-steps/_section.yaml",
+        "the roadmap has no chapter here",
+    ),
+    Bad(
+        "a section's text in the folder of a track",
+        content("roadmap/reading/_section.yaml", SECTION_TEXT),
+        "roadmap/reading/_section.yaml",
+        "the roadmap has no chapter here",
+    ),
+    Bad(
+        "the hashes of a chapter without a text",
+        content("roadmap/reading/_track.json", "{}"),
+        "roadmap/reading/_track.json",
+        "rename or remove it",
+    ),
+    Bad(
+        "a broken chapter",
+        content(CHAPTER, "introduction: '"),
+        CHAPTER,
+        "a quote is opened here",
+        at=(1, 15),
+        field="introduction",
+    ),
+    Bad(
+        "an unknown key of a chapter",
+        append(CHAPTER, "reading: []\n"),
+        CHAPTER,
+        "unknown key `reading`",
+        "reading",
+        at="reading: []",
+    ),
+    Bad(
+        "a chapter without questions",
+        cut(CHAPTER, "questions:", "further_reading:"),
+        CHAPTER,
+        "the key `questions` is missing",
+        "questions",
+    ),
+    Bad(
+        "an introduction that is too long",
+        swap(CHAPTER, "Means and medians.", "word " * 251),
+        CHAPTER,
+        "has 251 words in 'en'; at most 250 are allowed",
+        "introduction",
+        at="{en: word",
+    ),
+    Bad(
+        "a reading that is not https",
+        swap(CHAPTER, "https://example.org", "http://example.org"),
+        CHAPTER,
+        "only addresses that begin with https:// are allowed",
+        "further_reading.0.url",
+        at="http://",
+    ),
+    Bad(
+        "a formula of a chapter that cannot be shown",
+        compared(all_of(swap(CHAPTER, "What is $n$?", "What is $\\\\frac{n}$?"))),
+        CHAPTER,
+        "has a formula that cannot be shown",
+        "questions.0.ask.en",
+        at='"What is',
+    ),
+    Bad(
+        "a chapter whose Spanish moved on alone",
+        swap(CHAPTER, "Medias y medianas.", "Promedios y medianas."),
+        CHAPTER,
+        "the Spanish text has changed and the English has not; bring both in line, "
+        "then run `genai-kb translated estimation/first-steps`",
+    ),
+    Bad("hashes that are cut off", content(CHAPTER_HASHES, "{"), CHAPTER_HASHES, "Invalid JSON", at=(1, 1)),
+]
+
+GLOSSARY_CASES = [
+    Bad(
+        "a term's id twice",
+        swap(BASICS, "id: mean", "id: draw # again"),
+        BASICS,
+        f"'draw' stands in {BASICS}:2 already; keep one",
+        "terms.1.id",
+        at="draw # again",
+    ),
+    Bad(
+        "a form of two terms",
+        swap(BASICS, "  avoid: [medianía]", "  forms: {en: [Draws]}"),
+        BASICS,
+        "'Draws' stands in",
+        "terms.1.forms.en.0",
+        at="Draws]}",
+    ),
+    Bad(
+        "a form of two files",
+        content("roadmap/glossary/more.yaml", "terms:\n- {id: x, en: x, es: Media, definition: {en: x, es: x}}\n"),
+        "roadmap/glossary/more.yaml",
+        f"'Media' stands in {BASICS}:13 already",
+        "terms.0.es",
+        at="Media",
+    ),
+    Bad(
+        "a term whose entry is not there",
+        swap(BASICS, "entry: medians", "entry: modes"),
+        BASICS,
+        "the roadmap has no entry 'modes'",
+        "terms.1.entry",
+        at="modes",
+    ),
+    Bad(
+        "a form that begins with a sign",
+        swap(BASICS, "[draws]", "[-draws]"),
+        BASICS,
+        "begin with a letter or a digit",
+        "terms.0.forms.en.0",
+        at="-draws",
+    ),
+    Bad(
+        "a definition that is too long",
+        swap(BASICS, "A bird.", "word " * 61),
+        BASICS,
+        "has 61 words in 'en'; at most 60 are allowed",
+        "terms.2.definition",
+        at="{en: word",
+    ),
+    Bad(
+        "a definition whose English moved on alone",
+        swap(BASICS, "A bird.", "A large bird."),
+        BASICS,
+        "run `genai-kb translated glossary/basics`",
+    ),
+    Bad(
+        "a rendering to avoid in an entry",
+        compared(swap(DARTS, "Se lanzan", "Por Extracción  al azar, se lanzan")),
+        DARTS,
+        "uses 'Extracción  al azar', which the glossary advises against; write 'muestra'",
+        "summary.es",
+        at="Extracción",
+    ),
+    Bad(
+        "a rendering to avoid across two lines",
+        compared(swap(AVERAGES, "    Con $n$ muestras", "    Una extracción\n    al azar. Con $n$ muestras")),
+        AVERAGES,
+        "which the glossary advises against; write 'muestra'",
+        "idea.es",
+        at="extracción",
+        alone=False,
+    ),
+    Bad(
+        "a rendering to avoid in a chapter",
+        compared(swap(CHAPTER, "El segundo capítulo", "Medianía")),
+        CHAPTER,
+        "uses 'Medianía'",
+        "further_reading.0.note.es",
+        at="Medianía",
+    ),
+    Bad(
+        "a rendering to avoid in the glossary",
+        compared(swap(BASICS, "Un ave.", "Un sorteo.")),
+        BASICS,
+        "uses 'sorteo'",
+        "terms.2.definition.es",
+        at="sorteo.",
+    ),
+    Bad(
+        "a form that the glossary itself advises against",
+        swap(BASICS, "[muestras]", "[sorteo]"),
+        BASICS,
+        "uses 'sorteo'",
+        "terms.0.forms.es.0",
+        at="sorteo]}",
+    ),
+    Bad(
+        "a rendering to avoid in a title",
+        swap(MAP, "es: Áreas", "es: Sorteo"),
+        MAP,
+        "uses 'Sorteo'",
+        "tracks.0.sections.1.title.es",
+        at="Sorteo",
+    ),
+    Bad(
+        "a track at the address of another page",
+        swap(MAP, "- id: reading", "- id: glossary"),
+        MAP,
+        "'glossary' is the address of another page",
+        "tracks.1.id",
+        at="glossary",
+    ),
+]
+
 CLAIM_CASES = [
     Bad(
         "a metric that is not defined",
@@ -409,7 +602,7 @@ CROSS_CASES = [
         "a slug twice",
         swap(MAP, "quasi-random]", "averages] # again"),
         MAP,
-        "'averages' is listed twice, first on line 18",
+        "'averages' is listed twice, first on line 11",
         "tracks.0.sections.1.entries.1",
         at="averages] # again",
     ),
@@ -631,7 +824,17 @@ RECORDED_CASES = [
     ),
 ]
 
-CASES = [*FILE_CASES, *FIELD_CASES, *TEXT_CASES, *CLAIM_CASES, *CROSS_CASES, *MACHINE_CASES, *RECORDED_CASES]
+CASES = [
+    *FILE_CASES,
+    *FIELD_CASES,
+    *TEXT_CASES,
+    *CHAPTER_CASES,
+    *GLOSSARY_CASES,
+    *CLAIM_CASES,
+    *CROSS_CASES,
+    *MACHINE_CASES,
+    *RECORDED_CASES,
+]
 
 
 def place(project: Project, bad: Bad) -> tuple[int, int]:

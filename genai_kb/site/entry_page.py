@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import ast
 import posixpath
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from genai_kb.bibliography import bibtex, folded
 from genai_kb.codehash import bound_names
 from genai_kb.models import LANGUAGES, Seen
+from genai_kb.phrases import Phrases
 from genai_kb.site.figures import draw, table
+from genai_kb.site.glossary_page import TermLinks, other_names
 from genai_kb.site.markup import attribute, code_span, plain, prose, questions
 from genai_kb.site.words import KINDS, OUTCOMES, SEEN, VERDICTS, WORDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from genai_kb.catalog import Catalog, Item
-    from genai_kb.models import Amendment, Claim
+    from genai_kb.models import Amendment, Claim, Term
     from genai_kb.records import Record
     from genai_kb.verdicts import ClauseResult, Verdict
 
 
-def entry_page(catalog: Catalog, item: Item, language: str) -> str:
-    """The Markdown of an entry's page."""
+def entry_page(catalog: Catalog, item: Item, language: str, phrases: Phrases[Term] | None = None) -> str:
+    """The Markdown of an entry's page.
+
+    Args:
+        catalog: all entries.
+        item: the one to show.
+        language: the page's language.
+        phrases: the glossary's terms in that language; None to look for none.
+    """
     entry, words = item.entry, WORDS[language]
+    terms = TermLinks(phrases or Phrases({}), item.place.folder, language)
     parts = [
-        f"# {plain(entry.short_title[language])}",
-        _search_words(catalog, item, language),
-        _meta(item, language),
+        f"{prose(entry.summary[language], inline=True, terms=terms)}\n{{.kb-lead}}",
+        _facts(catalog, item, language),
     ]
-    parts += [f"{prose(entry.summary[language], inline=True)}\n{{.kb-lead}}", _facts(catalog, item, language)]
-    parts += [f"## {words['idea']}", prose(entry.idea[language])]
+    parts += [f"## {words['idea']}", prose(entry.idea[language], terms=terms)]
     parts += _figure(item, language)
     parts += [f"## {words['claims']}"]
     if item.record is None:
@@ -38,12 +49,17 @@ def entry_page(catalog: Catalog, item: Item, language: str) -> str:
     parts += [f"## {words['scale']}", prose(entry.scale[language])]
     if entry.changes:
         parts += [f"### {words['changes']}", prose(entry.changes[language])]
-    parts += _code(item, language)
+    parts += _code(item, language, terms)
     parts += _run(item, language)
-    parts += [f"## {words['questions']}", questions(entry.questions, language)]
+    parts += [f"## {words['questions']}", questions(entry.questions, language, terms)]
     parts += _neighbours(catalog, item, language)
     parts += [f"## {words['cite']}", _fenced(bibtex(item.metadata.bibliography), "bibtex")]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    head = [
+        f"# {plain(entry.short_title[language])}",
+        _search_words(catalog, item, language, terms),
+        _meta(item, language),
+    ]
+    return "\n\n".join(part for part in [*head, *parts] if part) + "\n"
 
 
 def badge(verdict: Verdict, language: str) -> str:
@@ -59,7 +75,7 @@ def _css(verdict: Verdict) -> str:
     return f"kb-{verdict.value.replace(' ', '-')}"
 
 
-def _search_words(catalog: Catalog, item: Item, language: str) -> str:
+def _search_words(catalog: Catalog, item: Item, language: str, terms: TermLinks) -> str:
     """What the search should find and the page need not show; and what it can filter by."""
     facts, entry = item.metadata.bibliography, item.entry
     authors = [person.full for person in facts.author]
@@ -68,12 +84,13 @@ def _search_words(catalog: Catalog, item: Item, language: str) -> str:
     words += [
         catalog.roadmap.tags[tag][other] for tag in entry.tags if tag in catalog.roadmap.tags for other in LANGUAGES
     ]
+    words += other_names(terms, language)
     filters = {
         "track": [item.place.track.title[language]],
         "kind": [KINDS[language][entry.kind]],
         "verdict": sorted({VERDICTS[language][verdict] for verdict in item.verdicts}),
     }
-    spans = [f'<span hidden data-pagefind-meta="kw:{attribute(" ".join(dict.fromkeys(filter(None, words))))}"></span>']
+    spans = [search_words(words)]
     section = f"{item.place.track.title[language]} · {item.place.section.title[language]}"
     spans.append(f'<span hidden data-pagefind-meta="section:{attribute(section)}"></span>')
     spans += [
@@ -82,6 +99,11 @@ def _search_words(catalog: Catalog, item: Item, language: str) -> str:
         for value in values
     ]
     return f"<div hidden>{''.join(spans)}</div>"
+
+
+def search_words(words: Iterable[str]) -> str:
+    """What the search should find and the page need not show."""
+    return f'<span hidden data-pagefind-meta="kw:{attribute(" ".join(dict.fromkeys(filter(None, words))))}"></span>'
 
 
 def _meta(item: Item, language: str) -> str:
@@ -97,16 +119,18 @@ def _facts(catalog: Catalog, item: Item, language: str) -> str:
     arxiv, code = facts.custom.arxiv, facts.custom.code
     url = item.entry.url or facts.url
     title = _link(url, facts.title) if url else plain(facts.title)
-    doubts = [] if meta.verified == "high" else [words["unverified"]]
-    doubts += [words["not_fetched"]] if arxiv and not meta.fetched else []
-    source = "; ".join([plain(meta.source), *doubts])
+    notes = [] if meta.verified == "high" else [words["unverified"]]
+    if arxiv:
+        notes.append(words["fetched"].format(date=plain(meta.fetched)) if meta.fetched else words["not_fetched"])
+    source = "; ".join([plain(meta.source), *notes])
+    withdrawn = f" ({words['withdrawn']})" if facts.custom.withdrawn else ""
     tags = [catalog.roadmap.tags[tag][language] for tag in item.entry.tags if tag in catalog.roadmap.tags]
     rows = [
         (words["title"], title),
         (words["authors"], plain(", ".join(person.full for person in facts.author))),
         (words["published"], _date(item)),
         (words["venue"], plain(facts.container_title or "")),
-        (words["arxiv"], _link(f"https://arxiv.org/abs/{arxiv}", arxiv) if arxiv else ""),
+        (words["arxiv"], _link(f"https://arxiv.org/abs/{arxiv}", arxiv) + withdrawn if arxiv else ""),
         (words["doi"], _link(f"https://doi.org/{facts.doi}", facts.doi) if facts.doi else ""),
         (words["code"], _link(code, code.removeprefix("https://")) if code else ""),
         (words["license"], plain(facts.custom.license or "")),
@@ -237,7 +261,7 @@ def _amendment(amendment: Amendment, language: str) -> str:
     return _fold(title, f"{prose(amendment.why[language])}\n\n{before}")
 
 
-def _code(item: Item, language: str) -> list[str]:
+def _code(item: Item, language: str, terms: TermLinks) -> list[str]:
     """The walkthrough, and the whole file below it."""
     if item.reproduction is None:
         return []
@@ -247,7 +271,7 @@ def _code(item: Item, language: str) -> list[str]:
         origin = f"\n\n{plain(note.source[language])}\n{{.kb-source}}" if note.source else ""
         parts.append(
             '<section class="kb-walk" markdown>\n<div class="kb-note" markdown>\n\n'
-            f"### `{note.name}` {{#code-{note.name.replace('.', '-').lower()}}}{origin}\n\n{prose(note.note[language])}\n</div>\n"
+            f"### `{note.name}` {{#code-{note.name.replace('.', '-').lower()}}}{origin}\n\n{prose(note.note[language], terms=terms)}\n</div>\n"
             f'<div class="kb-code" markdown>\n\n{_fenced(snippet(source, note.name), "python")}\n\n</div>\n</section>'
         )
     return [*parts, _fold(f"{words['full_code']}: {item.slug}.py", _fenced(source, "python"))]
@@ -261,13 +285,18 @@ def _fenced(code: str, language: str) -> str:
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"
 
 
+@lru_cache(maxsize=2)  # a page shows several pieces of one file
+def _statements(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body
+
+
 def snippet(source: str, name: str) -> str:
     """The source lines of a function, class, method or constant; indented code is moved to the margin.
 
     Raises:
         KeyError: the source does not define the name.
     """
-    body = ast.parse(source).body
+    body = _statements(source)
     found: ast.stmt | None = None
     for part in name.split("."):
         found = next((statement for statement in body if part in bound_names(statement)), None)

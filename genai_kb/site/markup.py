@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from genai_kb.models import Question
+    from genai_kb.site.glossary_page import TermLinks
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>&$~^|#!\"]")
 # What Markdown reads as a tag, attributes, code, a formula, a definition, a link to elsewhere or an image.
@@ -27,7 +28,7 @@ def plain(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
 
 
-def prose(text: str, *, inline: bool = False) -> str:
+def prose(text: str, *, inline: bool = False, terms: TermLinks | None = None) -> str:
     r"""An author's Markdown, made safe.
 
     Outside code and formulas, `<`, `{` and whatever would begin code, a formula, an image or a link to
@@ -37,11 +38,12 @@ def prose(text: str, *, inline: bool = False) -> str:
         text: what the author wrote.
         inline: whether something else stands beside it without a blank line between. A formula that is
             displayed needs one around it, so it becomes a large one in the line.
+        terms: what links the terms of the glossary; None to link none.
     """
     parts = []
     for kind, part in split_markup(_without_placeholders(text.strip())):
         if kind == "text":
-            parts.append(_defused(part))
+            parts.append(terms.linked(part) if terms else defused(part))
         elif kind == "code":
             parts.append(code_span(part))
         elif kind == "math":
@@ -58,7 +60,8 @@ def _without_placeholders(text: str) -> str:
     return text.replace("\x02", "").replace("\x03", "")
 
 
-def _defused(text: str) -> str:
+def defused(text: str) -> str:
+    """Markdown outside code and formulas without what could make it more than paragraphs, lists and https links."""
     return _READ.sub(lambda match: _entities(match[0]), text)
 
 
@@ -89,11 +92,11 @@ def first_sentence(text: str) -> str:
     return match[1] if match else flat
 
 
-def questions(asked: Sequence[Question], language: str) -> str:
-    """Questions whose answers open on a click, without any script."""
+def questions(asked: Sequence[Question], language: str, terms: TermLinks | None = None) -> str:
+    """Questions whose answers open on a click, without any script; terms are linked in answers."""
     folds = [
         f'<details markdown>\n<summary markdown="span">{prose(question.ask[language], inline=True)}</summary>\n\n'
-        f"{prose(question.answer[language])}\n\n</details>"
+        f"{prose(question.answer[language], terms=terms)}\n\n</details>"
         for question in asked
     ]
     return "\n\n".join(['<div class="kb-questions" markdown>', *folds, "</div>"])

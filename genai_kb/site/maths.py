@@ -7,6 +7,7 @@ formula change the page around it: macro definitions, colours, numbers and jumps
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from math_core import LatexError, LatexToMathML
 
@@ -40,6 +41,7 @@ class FormulaError(ValueError):
         self.message = message
 
 
+@lru_cache(maxsize=8192)  # both languages have the same formulas
 def to_mathml(latex: str, display: bool) -> str:
     r"""Return a formula as a MathML element that can stand in HTML and in XML.
 

@@ -9,9 +9,11 @@ import posixpath
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from genai_kb.site.entry_page import entry_page
+from genai_kb.collector import without_collector
+from genai_kb.site.entry_page import entry_page, search_words
+from genai_kb.site.glossary_page import GLOSSARY, TermLinks, glossary_page, other_names, term_phrases
 from genai_kb.site.markup import attribute, first_sentence, plain, prose, questions
-from genai_kb.site.words import KINDS, WORDS, counted
+from genai_kb.site.words import KINDS, WORDS, amount, counted
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -19,19 +21,28 @@ if TYPE_CHECKING:
     from typing import Any
 
     from genai_kb.catalog import Catalog, Item
-    from genai_kb.models import Section, Track
+    from genai_kb.models import Reading, Section, Term, Track
+    from genai_kb.phrases import Phrases
 
 
+@without_collector()
 def build_pages(catalog: Catalog, language: str) -> dict[str, str]:
     """All generated pages of one language: path to Markdown text."""
-    pages = {"index.md": _home(catalog, language), "catalogue.md": _catalogue(catalog, language)}
+    pages = {
+        "index.md": _home(catalog, language),
+        "catalogue.md": _catalogue(catalog, language),
+        "planned.md": _planned(catalog, language),
+    }
+    if catalog.terms:
+        pages[GLOSSARY] = glossary_page(catalog, language)
+    phrases = term_phrases(catalog, language)
     for track in catalog.roadmap.tracks:
-        pages[f"{track.id}/index.md"] = _track(catalog, track, language)
+        pages[f"{track.id}/index.md"] = _track(catalog, track, language, phrases)
         for section in track.sections:
-            pages[f"{track.id}/{section.id}/index.md"] = _section(catalog, track, section, language)
+            pages[f"{track.id}/{section.id}/index.md"] = _section(catalog, track, section, language, phrases)
             for slug in section.entries:
                 if slug in catalog.items:
-                    pages[entry_path(catalog, slug)] = entry_page(catalog, catalog.items[slug], language)
+                    pages[entry_path(catalog, slug)] = entry_page(catalog, catalog.items[slug], language, phrases)
     return pages
 
 
@@ -45,7 +56,9 @@ def navigation(catalog: Catalog, language: str) -> list[Any]:
     return [
         {words["roadmap"]: ["index.md", *tracks]},
         {words["catalogue"]: "catalogue.md"},
+        *([{words["glossary"]: GLOSSARY}] if catalog.terms else []),
         {words["method"]: "method.md"},
+        {words["open"]: "planned.md"},
     ]
 
 
@@ -107,23 +120,34 @@ def _track_card(catalog: Catalog, track: Track, language: str) -> str:
 
 
 def _card(catalog: Catalog, heading: str, text: str, slugs: Sequence[str], language: str) -> str:
-    counts = count_verdicts(_items(catalog, slugs))
-    entries = f"<span>{len(slugs)} {WORDS[language]['entries']}</span>"
-    return (
-        f'<article class="kb-card" markdown>\n\n### {heading}\n\n{text}\n\n'
-        f'<p class="kb-meta">{entries} {_badges(counts, language)}</p>\n</article>'
-    )
+    counts = _counts(catalog, slugs, language)
+    return f'<article class="kb-card" markdown>\n\n### {heading}\n\n{text}\n\n{counts}\n</article>'
 
 
-def _track(catalog: Catalog, track: Track, language: str) -> str:
+def _counts(catalog: Catalog, slugs: Sequence[str], language: str) -> str:
+    """How many entries these are, how many claims they make, and how those came out."""
+    verdicts = count_verdicts(_items(catalog, slugs))
+    claims = sum(verdicts.values())
+    amounts = [
+        amount(len(slugs), "entries", language),
+        amount(claims, "claims", language),
+        amount(claims - verdicts[Verdict.NOT_RUN], "measured", language),
+    ]
+    return f'<p class="kb-meta"><span>{" · ".join(amounts)}</span> {_badges(verdicts, language)}</p>'
+
+
+def _track(catalog: Catalog, track: Track, language: str, phrases: Phrases[Term]) -> str:
     cards = []
     for section in track.sections:
         names = [_short_title(catalog, slug, language) for slug in section.entries]
         heading = f"[{plain(section.title[language])}]({section.id}/index.md)"
         cards.append(_card(catalog, heading, " · ".join(names), section.entries, language))
-    parts = [f"# {plain(track.title[language])}"]
-    if track.introduction:
-        parts.append(prose(track.introduction[language]))
+    terms = TermLinks(phrases, track.id, language)
+    slugs = [slug for section in track.sections for slug in section.entries]
+    parts = [f"# {plain(track.title[language])}", _counts(catalog, slugs, language)]
+    if text := catalog.track_texts.get(track.id):
+        introduction = prose(text.introduction[language], terms=terms)
+        parts += [_search_words(terms, language), introduction]
     parts += [f"## {WORDS[language]['sections']}", '<div class="kb-cards" markdown>', *cards, "</div>\n"]
     return "\n\n".join(parts)
 
@@ -133,11 +157,15 @@ def _short_title(catalog: Catalog, slug: str, language: str) -> str:
     return plain(item.entry.short_title[language] if item else slug)
 
 
-def _section(catalog: Catalog, track: Track, section: Section, language: str) -> str:
-    parts = [f"# {plain(section.title[language])}"]
-    if section.introduction:
-        parts.append(prose(section.introduction[language]))
+def _section(catalog: Catalog, track: Track, section: Section, language: str, phrases: Phrases[Term]) -> str:
     here = f"{track.id}/{section.id}"
+    text = catalog.section_texts.get(here)
+    terms = TermLinks(phrases, here, language)
+    introduction = prose(text.introduction[language], terms=terms) if text else ""
+    asked = questions(text.questions, language, terms) if text else ""
+    parts = [f"# {plain(section.title[language])}", _counts(catalog, section.entries, language)]
+    if text:
+        parts += [_search_words(terms, language), introduction]
     entries = [_entry_line(catalog, slug, here, language) for slug in section.entries]
     parts += [
         f"## {WORDS[language]['entries'].capitalize()}",
@@ -145,9 +173,24 @@ def _section(catalog: Catalog, track: Track, section: Section, language: str) ->
         *entries,
         "</ol>",
     ]
-    if section.questions:
-        parts += [f"## {WORDS[language]['questions']}", questions(section.questions, language)]
+    if text:
+        parts += [f"## {WORDS[language]['questions']}", asked]
+    if text and text.further_reading:
+        parts += [f"## {WORDS[language]['further_reading']}", _further_reading(text.further_reading, language)]
     return "\n\n".join(parts) + "\n"
+
+
+def _search_words(terms: TermLinks, language: str) -> str:
+    return f"<div hidden>{search_words(other_names(terms, language))}</div>"
+
+
+def _further_reading(readings: Sequence[Reading], language: str) -> str:
+    lines = []
+    for reading in readings:
+        link = f'<a href="{attribute(reading.url)}">{plain(reading.title[language])}</a>'
+        note = f"<br>\n{prose(reading.note[language], inline=True)}" if reading.note else ""
+        lines.append(f'<li markdown="span">{link}{note}</li>')
+    return '<ul class="kb-reading" markdown>\n' + "\n".join(lines) + "\n</ul>"
 
 
 def _entry_line(catalog: Catalog, slug: str, here: str, language: str) -> str:
@@ -173,6 +216,7 @@ def _catalogue(catalog: Catalog, language: str) -> str:
         f"# {words['catalogue']}",
         "",
         words["catalogue_lead"].format(count=len(catalog.places)),
+        f"[{words['open_title']}](planned.md)",
     ]
     for track in catalog.roadmap.tracks:
         lines += ["", f"## {plain(track.title[language])}"]
@@ -197,3 +241,32 @@ def _catalogue_row(catalog: Catalog, slug: str, language: str) -> str:
     name = f"[{plain(item.entry.short_title[language])}]({entry_path(catalog, slug)})"
     badges = _badges(count_verdicts([item]), language)
     return f"| {name} | {KINDS[language][item.entry.kind]} | {year} | {badges} |"
+
+
+def _planned(catalog: Catalog, language: str) -> str:
+    words = WORDS[language]
+    unrun = [item for item in catalog.items.values() if Verdict.NOT_RUN in item.verdicts]
+    parts = [
+        f"# {words['open_title']}",
+        words["open_lead"].format(planned=len(catalog.planned), unrun=len(unrun), count=len(catalog.places)),
+    ]
+    for track in catalog.roadmap.tracks:
+        sections = [part for section in track.sections for part in _open(catalog, track, section, language)]
+        parts += [f"## {plain(track.title[language])}", *(sections or [words["open_none"]])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _open(catalog: Catalog, track: Track, section: Section, language: str) -> list[str]:
+    """A section's entries with claims that were not run and its planned ones, if it has any."""
+    lines = []
+    for item in _items(catalog, section.entries):
+        if count := item.verdicts.count(Verdict.NOT_RUN):
+            badge = f'<span class="kb-badge kb-not-run">{amount(count, "not_run", language)}</span>'
+            link = f"[{plain(item.entry.short_title[language])}]({entry_path(catalog, item.slug)})"
+            lines.append(f'<li markdown="span">{link} {badge}</li>')
+    badge = f'<span class="kb-badge kb-planned">{WORDS[language]["planned"]}</span>'
+    lines += [f"<li>{plain(slug)} {badge}</li>" for slug in section.entries if slug not in catalog.items]
+    if not lines:
+        return []
+    heading = f"### [{plain(section.title[language])}]({track.id}/{section.id}/index.md)"
+    return [heading, '<ul class="kb-open" markdown>\n' + "\n".join(lines) + "\n</ul>"]

@@ -93,8 +93,8 @@ WORDS = {
 
 _HOME = "index.md"
 
-# Both list what other pages say, so a search that found them would hide those.
-_NOT_SEARCHED = (_HOME, "catalogue.md")
+# They list what other pages say, so a search that found them would hide those.
+_NOT_SEARCHED = (_HOME, "catalogue.md", "planned.md")
 
 # What MkDocs makes of a formula, with the punctuation behind it.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>([,.;:!?)]*)', re.DOTALL)

@@ -30,6 +30,28 @@ def counted(number: int, verdict: Verdict, language: str) -> str:
     return f"{word}s" if agrees else word
 
 
+AMOUNTS = {
+    "en": {
+        "claims": ("{} claim", "{} claims"),
+        "entries": ("{} entry", "{} entries"),
+        "measured": ("{} measured", "{} measured"),
+        "not_run": ("{} claim not run", "{} claims not run"),
+    },
+    "es": {
+        "claims": ("{} afirmación", "{} afirmaciones"),
+        "entries": ("{} entrada", "{} entradas"),
+        "measured": ("{} medida", "{} medidas"),
+        "not_run": ("{} afirmación sin ejecutar", "{} afirmaciones sin ejecutar"),
+    },
+}
+
+
+def amount(number: int, name: str, language: str) -> str:
+    """A number of things that AMOUNTS names, in the singular or plural."""
+    one, many = AMOUNTS[language][name]
+    return (one if number == 1 else many).format(number)
+
+
 # what became of one clause of a condition
 OUTCOMES = {
     "en": {
@@ -93,6 +115,7 @@ WORDS: dict[str, dict[str, str]] = {
         "amended_before": "Before",
         "arxiv": "arXiv",
         "authors": "Authors",
+        "avoid": "Better avoided",
         "bands": "Lines, bars and points are means over five seeds; bands and whiskers are 95% intervals.",
         "before": "Read first",
         "catalogue": "Catalogue",
@@ -114,9 +137,16 @@ WORDS: dict[str, dict[str, str]] = {
         "environment": "Measured with",
         "estimate": "Estimate",
         "exact": "exact",
+        "explained_in": "Explained in",
+        "fetched": "checked against arXiv on {date}",
         "figure": "What we measured",
         "figure_table": "The figure's numbers",
         "full_code": "The whole file",
+        "further_reading": "Further reading",
+        "glossary": "Glossary",
+        "glossary_lead": (
+            "{count} terms of generative AI in English and Spanish. On the other pages a dotted line below a word leads here."
+        ),
         "holds_if": "Reproduced if",
         "home_button": "Open the catalogue",
         "home_lead": (
@@ -128,6 +158,7 @@ WORDS: dict[str, dict[str, str]] = {
         "idea": "Key idea",
         "interval": "95% interval",
         "kind": "Kind",
+        "letters": "Letters of the glossary",
         "license": "Licence of the code",
         "measured_on": "Measured on",
         "method": "Method",
@@ -138,6 +169,13 @@ WORDS: dict[str, dict[str, str]] = {
         "not_fetched": "these facts were not fetched from arXiv itself",
         "not_run_yet": "There is no reproduction of this entry yet; its claims are registered and wait for one.",
         "nothing_after": "Nothing in the roadmap builds on this entry yet.",
+        "open": "Still open",
+        "open_lead": (
+            "Of the {count} entries of the roadmap, {planned} are planned and have no page yet; {unrun} have a page with "
+            "claims that were not run yet."
+        ),
+        "open_none": "Nothing is open here.",
+        "open_title": "What is planned and not run",
         "outcome": "Outcome",
         "place": "Where",
         "planned": "Planned",
@@ -159,6 +197,7 @@ WORDS: dict[str, dict[str, str]] = {
         "unverified": "not all of these facts were checked against a source",
         "venue": "Venue",
         "verdict": "Verdict",
+        "withdrawn": "withdrawn by its authors",
         "year": "Year",
     },
     "es": {
@@ -167,6 +206,7 @@ WORDS: dict[str, dict[str, str]] = {
         "amended_before": "Antes",
         "arxiv": "arXiv",
         "authors": "Autores",
+        "avoid": "Conviene evitar",
         "bands": "Líneas, barras y puntos son promedios de cinco semillas; bandas y bigotes, intervalos del 95 %.",
         "before": "Leer antes",
         "catalogue": "Catálogo",
@@ -188,9 +228,17 @@ WORDS: dict[str, dict[str, str]] = {
         "environment": "Medido con",
         "estimate": "Estimación",
         "exact": "exacto",
+        "explained_in": "Se explica en",
+        "fetched": "cotejados con arXiv el {date}",
         "figure": "Lo que medimos",
         "figure_table": "Los números de la figura",
         "full_code": "El archivo completo",
+        "further_reading": "Para seguir leyendo",
+        "glossary": "Glosario",
+        "glossary_lead": (
+            "{count} términos de la IA generativa en español e inglés, con las traducciones que conviene evitar. "
+            "En las demás páginas, una línea de puntos debajo de una palabra lleva hasta aquí."
+        ),
         "holds_if": "Reproducida si",
         "home_button": "Abrir el catálogo",
         "home_lead": (
@@ -203,6 +251,7 @@ WORDS: dict[str, dict[str, str]] = {
         "idea": "Idea clave",
         "interval": "Intervalo del 95 %",
         "kind": "Tipo",
+        "letters": "Letras del glosario",
         "license": "Licencia del código",
         "measured_on": "Medido el",
         "method": "Método",
@@ -213,6 +262,13 @@ WORDS: dict[str, dict[str, str]] = {
         "not_fetched": "estos datos no se obtuvieron de arXiv mismo",
         "not_run_yet": "Esta entrada aún no tiene reproducción; sus afirmaciones están registradas y la esperan.",
         "nothing_after": "Ninguna entrada de la ruta se apoya todavía en esta.",
+        "open": "Pendiente",
+        "open_lead": (
+            "De las {count} entradas de la ruta, {planned} están planeadas y aún no tienen página; {unrun} tienen página "
+            "con afirmaciones que todavía no se ejecutaron."
+        ),
+        "open_none": "Aquí no queda nada pendiente.",
+        "open_title": "Qué está planeado y qué falta ejecutar",
         "outcome": "Resultado",
         "place": "Dónde",
         "planned": "Planeada",
@@ -234,6 +290,7 @@ WORDS: dict[str, dict[str, str]] = {
         "unverified": "no todos estos datos se cotejaron con una fuente",
         "venue": "Revista o congreso",
         "verdict": "Veredicto",
+        "withdrawn": "retirado por sus autores",
         "year": "Año",
     },
 }

@@ -7,7 +7,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -54,6 +54,14 @@ def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
     out = tmp_path_factory.mktemp("real") / "site"
     build_site(ROOT, out)
     yield from _serve(out)
+
+
+@pytest.fixture(scope="module")
+def small(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: ARG001 - as above
+    """A site of two entries with one term, built and served."""
+    project = make_project(tmp_path_factory.mktemp("small"))
+    build_site(project, project / "site")
+    yield from _serve(project / "site")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +122,34 @@ def test_search_finds_the_page_in_its_language(
     assert all(f"/{language}/" in link for link in found)
 
 
+@pytest.mark.parametrize(("language", "query"), [("es", "rank"), ("es", "matrix ranks"), ("en", "rango")])
+def test_search_finds_a_page_by_the_other_languages_term(page: Page, small: str, language: str, query: str) -> None:
+    page.goto(f"{small}/{language}/")
+
+    found = _results(page, query)
+
+    assert any(f"/{language}/language/adapting/first/" in link for link in found), found
+
+
+def test_a_term_leads_to_its_place_in_the_glossary_by_mouse_and_keyboard(page: Page, small: str) -> None:
+    for press in ("click", "keyboard"):
+        page.goto(f"{small}/en/language/adapting/first/")
+        term = page.locator("a.kb-term")
+        assert term.inner_text() == "rank"
+        assert term.get_attribute("title") == "How many rows differ in earnest."
+        assert "dotted" in term.evaluate("link => getComputedStyle(link).textDecorationStyle")
+        if press == "click":
+            term.click()
+        else:
+            term.focus()
+            page.keyboard.press("Enter")
+        page.wait_for_url(f"{small}/en/glossary/#rank")
+        assert page.locator("#rank dfn").is_visible()
+        assert page.locator("#rank").evaluate("term => term.matches(':target')")
+    page.locator("#rank a", has_text="first & Co").click()
+    page.wait_for_url(f"{small}/en/language/adapting/first/")
+
+
 def test_the_own_page_of_a_method_comes_first(page: Page, address: str) -> None:
     page.goto(f"{address}/en/")
 
@@ -146,7 +182,7 @@ def test_a_page_asks_no_other_host_and_logs_no_error(page: Page, address: str, p
     assert errors == []
 
 
-@pytest.mark.parametrize("path", ["en/", "es/catalogue/", f"es/{LORA}", "es/method/", "en/llm/"])
+@pytest.mark.parametrize("path", ["en/", "es/catalogue/", f"es/{LORA}", "es/method/", "en/llm/", "es/planned/"])
 def test_a_page_fits_a_phone(browser: Browser, address: str, path: str) -> None:
     phone = browser.new_context(viewport={"width": 360, "height": 740})
     opened = phone.new_page()
@@ -175,20 +211,33 @@ def test_a_page_can_be_read_without_javascript(browser: Browser, address: str) -
     plain.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["en/", f"es/{LORA}", "es/catalogue/", "en/method/"])
-def test_a_page_has_no_serious_accessibility_violation(browser: Browser, address: str, path: str, scheme: str) -> None:
+def _serious(browser: Browser, url: str, scheme: Literal["light", "dark"]) -> list[tuple[str, list[str]]]:
+    """Rules of accessibility that a page breaks seriously, with the beginning of some elements."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    seen = browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
+    seen = browser.new_context(color_scheme=scheme)
     opened = seen.new_page()
-    opened.goto(f"{address}/{path}")
+    opened.goto(url)
     opened.wait_for_load_state("networkidle")
-
     violations = axe.run(opened).response["violations"]
-
     seen.close()
     serious = [v for v in violations if v["impact"] in {"serious", "critical"}]
-    assert [(v["id"], [n["html"][:120] for n in v["nodes"]][:3]) for v in serious] == []
+    return [(v["id"], [n["html"][:120] for n in v["nodes"]][:3]) for v in serious]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["en/", f"es/{LORA}", "es/catalogue/", "en/method/", "es/planned/"])
+def test_a_page_has_no_serious_accessibility_violation(
+    browser: Browser, address: str, path: str, scheme: Literal["light", "dark"]
+) -> None:
+    assert _serious(browser, f"{address}/{path}", scheme) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["es/glossary/#rank", "en/language/adapting/first/"])
+def test_terms_have_no_serious_accessibility_violation(
+    browser: Browser, small: str, path: str, scheme: Literal["light", "dark"]
+) -> None:
+    assert _serious(browser, f"{small}/{path}", scheme) == []
 
 
 def test_nothing_in_bibliographic_facts_can_run(browser: Browser, tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ questions:
 """
 
 
+GLOSSARY = """
+terms:
+- id: rank
+  en: rank
+  es: rango
+  forms: {en: [matrix ranks], es: [rangos de matrices]}
+  definition: {en: How many rows differ in *earnest*., es: Cuántas filas difieren de *verdad*.}
+  entry: first
+"""
+
+
 class Page(HTMLParser):
     """What a test wants to know about a page: its links, what it loads, its text and its ids."""
 
@@ -91,6 +102,8 @@ def make_project(folder: Path) -> Path:
     here = folder / "roadmap" / "language" / "adapting"
     here.mkdir(parents=True)
     (folder / "roadmap" / "roadmap.yaml").write_text(ROADMAP, encoding="utf-8")
+    (folder / "roadmap" / "glossary").mkdir()
+    (folder / "roadmap" / "glossary" / "matrices.yaml").write_text(GLOSSARY, encoding="utf-8")
     for slug in ("first", "second"):
         (here / f"{slug}.yaml").write_text(ENTRY.replace("NAME", slug), encoding="utf-8")
         facts: dict[str, object] = {
@@ -182,6 +195,15 @@ def test_a_page_is_described_by_its_summary(pages: dict[str, Page]) -> None:
     assert described["description"] == 'El resumen de first con rango r y "comillas" dentro.'
 
 
+def test_a_term_in_a_summary_leads_to_the_glossary(pages: dict[str, Page]) -> None:
+    links = [a for a in pages["es/language/adapting/first/"].attributes["a"] if a.get("class") == "kb-term"]
+
+    assert [(a["href"], a["title"]) for a in links] == [
+        ("../../../glossary/#rank", "Cuántas filas difieren de verdad.")
+    ]
+    assert "rank" in pages["es/glossary/"].ids
+
+
 def test_an_entry_hangs_below_its_section_and_leads_to_its_neighbours(pages: dict[str, Page]) -> None:
     links = [posixpath.normpath("en/language/adapting/first/" + a) for a in pages["en/language/adapting/first/"].links]
 
@@ -194,7 +216,9 @@ def test_each_language_has_an_index_of_what_answers_a_search(site: Path, pages: 
     searched = {a for a, page in pages.items() if any("data-pagefind-body" in d for d in page.attributes["div"])}
 
     assert set(index["languages"]) == {"en", "es"}
-    assert {"en/", "es/", "en/catalogue/", "es/catalogue/"} == set(pages) - searched
+    assert {f"{code}/{page}" for code in ("en", "es") for page in ("", "catalogue/", "planned/")} == (
+        set(pages) - searched
+    )
     assert index["languages"]["es"]["page_count"] == sum(a.startswith("es/") for a in searched)
 
 

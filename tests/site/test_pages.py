@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,18 +14,22 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import BaseModel
 
+from genai_kb.glossary import avoided
 from genai_kb.models import LANGUAGES, Bilingual, BilingualLine
 from genai_kb.site import words
 from genai_kb.site.entry_page import entry_page, snippet
 from genai_kb.site.pages import build_pages, count_verdicts, entry_path, navigation
+from genai_kb.validation import validate
 from genai_kb.verdicts import Verdict
 from tests.rendering import FORBIDDEN_TAGS, PAYLOADS, Element, elements, forbidden, render, text_of
 from tests.roadmap import ROOT, Project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from genai_kb.catalog import Catalog, Item
+    from genai_kb.models import Term
 
 # Pages that are written by hand, beside the generated ones.
 WRITTEN = {path.name for path in (ROOT / "docs" / "en").glob("*.md")}
@@ -35,7 +40,9 @@ PATHS = [
     "estimation/first-steps/averages.md",
     "estimation/first-steps/index.md",
     "estimation/index.md",
+    "glossary.md",
     "index.md",
+    "planned.md",
     "reading/index.md",
     "reading/overviews/dice-box.md",
     "reading/overviews/guess-book.md",
@@ -84,14 +91,16 @@ def test_there_is_a_page_for_every_track_section_and_entry(catalog: Catalog, lan
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_links_between_pages_lead_to_pages(pages: dict[str, dict[str, list[Element]]], language: str) -> None:
     known = {*pages[language], *WRITTEN}
+    anchors = {path: {element.attributes.get("id") for element in page} for path, page in pages[language].items()}
     linked = set()
     for path, page in pages[language].items():
-        anchors = {element.attributes.get("id") for element in page}
-        for link in links(page):
-            if link.startswith("#"):
-                assert link[1:] in anchors, f"{path}: {link}"
-            elif not urlsplit(link).scheme:
-                linked.add(posixpath.normpath(posixpath.join(posixpath.dirname(path), link)))
+        for link in map(urlsplit, links(page)):
+            if link.scheme:
+                continue
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link.path)) if link.path else path
+            assert not link.fragment or link.fragment in anchors[target], f"{path}: {link.geturl()}"
+            if link.path:
+                linked.add(target)
     assert linked <= known
     assert known - linked == {"index.md"}, "every page can be reached; the home page is the site's name"
 
@@ -112,7 +121,9 @@ def test_the_navigation_lists_sections_and_no_entries(catalog: Catalog, language
         "reading/index.md",
         "reading/overviews/index.md",
         "catalogue.md",
+        "glossary.md",
         "method.md",
+        "planned.md",
     ]
 
 
@@ -123,8 +134,15 @@ def test_titles_of_the_navigation_are_in_the_pages_language(catalog: Catalog) ->
 
 def test_both_languages_have_the_same_parts(pages: dict[str, dict[str, list[Element]]]) -> None:
     for path in PATHS:
+        if path == "glossary.md":  # each language has an order of its own, and only one has renderings to avoid
+            continue
         english, spanish = (
-            [(e.tag, e.attributes.get("class")) for e in pages[language][path]] for language in LANGUAGES
+            [
+                (e.tag, e.attributes.get("class"))
+                for e in pages[language][path]
+                if e.attributes.get("class") != "kb-term"
+            ]
+            for language in LANGUAGES
         )
         assert english == spanish, path
 
@@ -224,6 +242,46 @@ def test_home_counts_entries_and_verdicts(catalog: Catalog, pages: dict[str, dic
     )
 
 
+def test_a_chapter_counts_its_entries_and_claims(pages: dict[str, dict[str, list[Element]]]) -> None:
+    first = with_class(pages["en"]["estimation/first-steps/index.md"], "kb-meta")[0]
+    assert "2 entries · 2 claims · 2 measured" in shown(pages["en"]["estimation/first-steps/index.md"])
+    assert first.tag == "p"
+    assert "4 entradas · 3 afirmaciones · 2 medidas" in shown(pages["es"]["estimation/index.md"])
+    assert "2 entradas · 1 afirmación · 0 medidas" in shown(pages["es"]["estimation/index.md"]), "a card of a section"
+    assert "4 entries · 3 claims · 2 measured" in shown(pages["en"]["index.md"]), "a card of a track"
+
+
+def test_what_is_open_is_listed_by_section(pages: dict[str, dict[str, list[Element]]]) -> None:
+    page = pages["en"]["planned.md"]
+    text = shown(page)
+    assert "Of the 6 entries of the roadmap, 2 are planned and have no page yet; 3 have a page" in text
+    assert "medians Planned" in text
+    assert "Dartboard 1 claim not run" in text
+    assert "estimation/areas/dartboard.md" in links(page)
+    assert "Averages" not in text, "all its claims were run"
+    assert "1 afirmación sin ejecutar" in shown(pages["es"]["planned.md"])
+
+
+def test_a_track_with_nothing_open_says_so(project: Project) -> None:
+    catalog = project.catalog()
+    del catalog.items["guess-book"]
+    del catalog.items["dice-box"]
+    reading = catalog.roadmap.tracks[1]
+    section = reading.sections[0].model_copy(update={"entries": ("averages",)})
+    tracks = (catalog.roadmap.tracks[0], reading.model_copy(update={"sections": (section,)}))
+    changed = replace(catalog, roadmap=catalog.roadmap.model_copy(update={"tracks": tracks}))
+    text = build_pages(changed, "en")["planned.md"]
+    assert text.endswith("## Reading\n\nNothing is open here.\n")
+
+
+def test_facts_that_were_not_all_checked_say_so(catalog: Catalog) -> None:
+    item = catalog.items["dartboard"]
+    for level, doubtful in (("high", False), ("partial", True), ("memory", True)):
+        changed = replace(item, metadata=item.metadata.model_copy(update={"verified": level}))
+        for language, doubt in (("en", "not all of these facts were checked"), ("es", "no todos estos datos")):
+            assert (doubt in shown(elements(render(entry_page(catalog, changed, language))))) == doubtful
+
+
 def test_the_search_finds_folded_names_and_both_titles(pages: dict[str, dict[str, list[Element]]]) -> None:
     for language in LANGUAGES:
         page = pages[language]["estimation/areas/dartboard.md"]
@@ -315,7 +373,61 @@ def test_code_that_looks_like_html_is_shown_as_it_is(project: Project) -> None:
     ].count("details")
 
 
+# Chapters
+
+
+def test_the_page_of_a_track_introduces_it_before_its_sections(pages: dict[str, dict[str, list[Element]]]) -> None:
+    text = shown(pages["es"]["estimation/index.md"])
+    assert 0 < text.index("Cómo estimar un número") < text.index("Primeros pasos")
+
+
+def test_the_page_of_a_section_introduces_lists_asks_and_leads_on(pages: dict[str, dict[str, list[Element]]]) -> None:
+    page = pages["en"]["estimation/first-steps/index.md"]
+    text = shown(page)
+    parts = ["Means and medians.", "The mean of many draws", "Questions to test yourself", "The number of draws."]
+    parts += ["Further reading", "A book on draws", "Its second chapter."]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "https://example.org/draws" in links(page)
+    assert "details" in {element.tag for element in page}, "answers open on a click"
+
+
+def test_a_chapter_without_a_text_has_its_entries_only(pages: dict[str, dict[str, list[Element]]]) -> None:
+    page = pages["en"]["estimation/areas/index.md"]
+    assert [element.text for element in page if element.tag == "h2"] == ["Entries"]
+
+
 # Words
+
+
+def spanish(table: Any) -> Iterator[str]:
+    """All texts of a table of words."""
+    if isinstance(table, str):
+        yield table
+    elif isinstance(table, dict):
+        for part in table.values():
+            yield from spanish(part)
+
+
+@pytest.mark.parametrize("table", ["WORDS", "VERDICTS", "OUTCOMES", "KINDS", "SEEN"])
+def test_no_word_is_one_that_the_glossary_advises_against(table: str) -> None:
+    wrong = avoided(real_terms())
+    assert [match[0] for text in spanish(getattr(words, table)["es"]) for match, _ in wrong.find(text)] == []
+
+
+@pytest.mark.parametrize(
+    "file", [*(ROOT / "docs" / "es").rglob("*.md"), ROOT / "README.es.md"], ids=lambda file: file.name
+)
+def test_no_written_page_uses_what_the_glossary_advises_against(file: Path) -> None:
+    assert [match[0] for match, _ in avoided(real_terms()).find(file.read_text(encoding="utf-8"))] == []
+
+
+@cache
+def real_terms() -> tuple[Term, ...]:
+    """The terms of the real glossary."""
+    catalog = validate(ROOT).catalog
+    assert catalog is not None
+    return tuple(catalog.terms)
 
 
 @pytest.mark.parametrize("table", ["WORDS", "VERDICTS", "KINDS", "SEEN"])
@@ -333,7 +445,9 @@ def test_words_are_there_in_both_languages(table: str) -> None:
 
 def test_every_word_is_used_and_every_used_word_is_there() -> None:
     folder = ROOT / "genai_kb" / "site"
-    pages = "".join((folder / name).read_text(encoding="utf-8") for name in ("entry_page.py", "pages.py"))
+    pages = "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("entry_page.py", "glossary_page.py", "pages.py")
+    )
     used = set(re.findall(r"""(?:words|WORDS\[language\])\[["'](\w+)["']\]""", pages))
     used |= set(re.findall(r'PAGE_WORDS\[language\]\["(\w+)"\]', (folder / "plugin.py").read_text(encoding="utf-8")))
     assert used == set(words.WORDS["en"])
