@@ -256,6 +256,8 @@ LINKS = [
     link("a reproduction that is nothing", DARTS_CODE, "nowhere", "cannot be read (FileNotFoundError)"),
     link("a lab module that is another file", LAB, "/etc/passwd", "leads out of the project"),
     link("a roadmap that is another file", MAP, "/etc/passwd", "leads out of the project"),
+    link("a term that is another file", "roadmap/glossary/basics.yaml", "/etc/passwd", "leads out of the project"),
+    link("hashes of a text that never end", "roadmap/estimation/_track.json", "/dev/zero", "leads out of the project"),
     pipe("an entry that waits", DARTS, "not a file"),
     pipe("facts that wait", DARTS_FACTS, "is a folder or device"),
     pipe("a record that waits", DARTS_RECORD, "is a folder or device"),
