@@ -25,10 +25,11 @@ run: $(VENV)/.run  ## measure an entry: make run SLUG=lora
 validate: $(VENV)/.site  ## check the roadmap
 	$(BIN)/genai-kb validate
 
-check: $(VENV)/.check  ## format, lint, types
+check: $(VENV)/.check  ## format, lint, types, workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy genai_kb reproductions/lab benchmarks tests
+	$(BIN)/zizmor --offline --persona=pedantic --quiet .github
 
 spell: $(VENV)/.site build/node/.installed  ## spelling in both languages; needs Node.js and npm
 	rm -rf build/prose

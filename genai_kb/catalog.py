@@ -125,22 +125,24 @@ class Catalog:
         Raises:
             KeyError: the roadmap does not list the slug.
         """
-        order: list[str] = []
-        seen: set[str] = set()
-
-        def visit(current: str) -> None:
-            if current in seen:
-                return
-            seen.add(current)
-            item = self.items.get(current)
-            known = [needed for needed in item.entry.prerequisites if needed in self.places] if item else []
-            for needed in sorted(known, key=lambda s: self.places[s].number):
-                visit(needed)
-            order.append(current)
-
+        order: dict[str, None] = {}
         _ = self.places[slug]
-        visit(slug)
-        return order
+        trail = {slug: iter(self._needs(slug))}  # no recursion: the way down may be a thousand entries long
+        while trail:
+            last = next(reversed(trail))
+            needed = next(trail[last], None)
+            if needed is None:
+                order[last] = None
+                del trail[last]
+            elif needed not in trail and needed not in order:
+                trail[needed] = iter(self._needs(needed))
+        return list(order)
+
+    def _needs(self, slug: str) -> list[str]:
+        """The prerequisites that the roadmap lists, in its order."""
+        item = self.items.get(slug)
+        known = [needed for needed in item.entry.prerequisites if needed in self.places] if item else []
+        return sorted(known, key=lambda needed: self.places[needed].number)
 
 
 def load_catalog(root: Path) -> Catalog:

@@ -108,7 +108,7 @@ def _compared_problems(root: Path, file: Path, name: str, text: Model, document:
     """
     beside = file.with_suffix(".json")
     try:
-        compared = read_compared(beside)
+        compared = read_compared(beside, root)
     except FileNotFoundError:
         compared = Compared()
     except (OSError, ValueError) as error:

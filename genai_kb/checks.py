@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
+from genai_kb.files import RefusedFileError
 from genai_kb.metadata import text_hashes
 from genai_kb.problems import Problem
 
@@ -32,6 +33,8 @@ def machine_written(root: Path, file: Path, error: Exception) -> Problem:
     """Tell that a file is not as the tool writes it."""
     if isinstance(error, OSError):
         return unreadable(root, file, error)
+    if isinstance(error, RefusedFileError):
+        return Problem(file.relative_to(root).as_posix(), 1, 1, "", str(error))
     field, reason, line, column = "", str(error), 1, 1
     if isinstance(error, ValidationError):
         detail = error.errors(include_url=False, include_input=False)[0]

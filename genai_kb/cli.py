@@ -12,6 +12,7 @@ import click
 
 from genai_kb import __version__
 from genai_kb.models import LANGUAGES, Kind
+from genai_kb.problems import as_annotation, as_line
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _catalog(context: click.Context, *, whole: bool = False) -> Catalog:
     validated = validate(context.obj())
     errors = [problem for problem in validated.problems if problem.severity == "error"]
     for problem in errors:
-        click.echo(_line(problem), err=True)
+        click.echo(as_line(problem), err=True)
     if validated.catalog is None or (whole and errors):
         context.exit(PROBLEMS)
     return validated.catalog
@@ -79,7 +80,7 @@ def _places(context: click.Context) -> Catalog:
         _, roadmap = read_roadmap(root)
     except ProblemsError as error:
         for problem in error.problems:
-            click.echo(_line(problem), err=True)
+            click.echo(as_line(problem), err=True)
         context.exit(PROBLEMS)
     return Catalog(root, roadmap)
 
@@ -93,13 +94,6 @@ def _arxiv() -> Arxiv:
         return Arxiv.from_environment(complain)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-
-
-def _line(problem: Any) -> str:
-    where = f"{problem.file}:{problem.line}:{problem.column}:"
-    field = f" {problem.field}:" if problem.field else ""
-    note = " warning:" if problem.severity == "warning" else ""
-    return f"{where}{note}{field} {problem.message}"
 
 
 @main.command()
@@ -117,25 +111,11 @@ def validate(context: click.Context, style: str, *, strict: bool) -> None:
     if style == "json":
         click.echo(json.dumps([asdict(problem) for problem in problems], indent=1, ensure_ascii=False))
     for problem in problems if style != "json" else ():
-        click.echo(_annotation(problem) if style == "github" else _line(problem))
+        click.echo(as_annotation(problem) if style == "github" else as_line(problem))
     errors = sum(problem.severity == "error" for problem in problems)
     if style == "text":
         click.echo(_summary(validated.catalog, errors, len(problems) - errors))
     context.exit(PROBLEMS if errors or (strict and problems) else 0)
-
-
-def _annotation(problem: Any) -> str:
-    """A workflow command of GitHub Actions; its separators are escaped as its documentation says."""
-
-    def escape(text: str) -> str:
-        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-    def attribute(text: str) -> str:
-        return escape(text).replace(":", "%3A").replace(",", "%2C")
-
-    place = f"file={attribute(problem.file)},line={problem.line},col={problem.column}"
-    text = f"{problem.field}: {problem.message}" if problem.field else problem.message
-    return f"::{problem.severity} {place}::{escape(text)}"
 
 
 def _summary(catalog: Catalog | None, errors: int, warnings: int) -> str:
@@ -144,6 +124,39 @@ def _summary(catalog: Catalog | None, errors: int, warnings: int) -> str:
         return found
     recorded = sum(item.record is not None for item in catalog.items.values())
     return f"{len(catalog.items)} entries, {recorded} measured, {len(catalog.planned)} planned: {found}"
+
+
+@main.command()
+@click.option("--changed", is_flag=True, help="Compare with a base: its changes first, and measure what they change.")
+@click.option(
+    "--base", help="With --changed: the commit to compare with.  [default: main, upstream's or origin's first]"
+)
+@click.option("--format", "style", type=click.Choice(["text", "github"]), default="text", show_default=True)
+@click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here, as Markdown.")
+@click.option(
+    "--budget", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Minutes to spend."
+)
+@click.option("--jobs", type=click.IntRange(1), help="Processes side by side.  [default: one per core]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Seconds a seed may take.",
+)
+@click.option("--memory", type=click.IntRange(64), default=2048, show_default=True, help="Megabytes a seed may use.")
+@click.option("--processes", type=click.IntRange(1), default=8, show_default=True, help="Processes a seed may have.")
+@click.pass_context
+def check(context: click.Context, /, **options: Any) -> None:
+    """Check a contribution before it is pushed, as its pull request will be checked.
+
+    Validates everything, lints the reproductions and, with --changed, measures those that the changes concern.
+    """
+    from genai_kb.check import CheckOptions, check_command
+
+    if options["base"] and not options["changed"]:
+        raise click.UsageError("--base says what --changed compares with; give both")
+    context.exit(check_command(context.obj(), CheckOptions(**options)))
 
 
 @main.command("list")
@@ -213,7 +226,6 @@ def export(context: click.Context, what: str, lang: str, out: Path | None) -> No
     and column, as a spell checker wants them.
     """
     from genai_kb import export as exporter
-    from genai_kb.files import write_text
 
     tree = exporter.TREES.get(what)
     if tree and out is None:
@@ -225,7 +237,7 @@ def export(context: click.Context, what: str, lang: str, out: Path | None) -> No
         elif tree:
             click.echo(f"{tree(catalog, lang, out)} files written to {out}")
         else:
-            write_text(out, exporter.EXPORTS[what](catalog, lang))
+            exporter.write_file(what, catalog, lang, out)
             click.echo(f"{len(catalog.items)} entries written to {out}")
     except OSError as error:
         raise click.UsageError(f"cannot write to {out}: {error.strerror or error}") from error

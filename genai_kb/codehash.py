@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
+import tokenize
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from genai_kb.files import RefusedFileError, read_project_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 LAB = "reproductions.lab"
+MAX_SOURCE = 64 * 1024  # bytes of one file; what a parser makes of a larger one fills the memory
 NOT_PYTHON = (SyntaxError, ValueError, MemoryError, RecursionError)  # the last two: nested too deep
 
 
@@ -58,6 +63,22 @@ class _Code:
 
     text: str
     names: list[str]
+
+
+def read_source(file: Path, root: Path) -> str:
+    """Return the text of a Python file of the project.
+
+    Raises:
+        RefusedFileError: it is not read, or names an encoding other than UTF-8: Python would then run other
+            code than people see.
+        SyntaxError, ValueError: it is no text in UTF-8.
+        OSError: it cannot be read.
+    """
+    content = read_project_file(file, root, MAX_SOURCE)
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    if encoding != "utf-8":
+        raise RefusedFileError(f"is in the encoding {encoding}; save it as UTF-8, without a byte order mark")
+    return content.decode("utf-8")
 
 
 class CodeHasher:
@@ -137,7 +158,9 @@ class CodeHasher:
 
     def _parse(self, file: Path) -> _Module:
         try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
+            tree = ast.parse(read_source(file, self._root))
+        except RefusedFileError as error:
+            raise CodeError(file, 1, str(error)) from error
         except NOT_PYTHON as error:
             line = getattr(error, "lineno", None) or 1
             reason = getattr(error, "msg", None) or str(error) or "nested too deep"

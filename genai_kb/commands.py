@@ -175,7 +175,7 @@ class _Finished:
         if found or not outcomes:
             return
         counted = outcomes[: len(COUNTED_SEEDS)] if self._options.record else outcomes
-        terminal.print_run(item, counted, _judgements(item, counted), pilot=self._options.pilot)
+        terminal.print_run(item, counted, judgements(item, counted), pilot=self._options.pilot)
         if slug in self._saved:
             terminal.say(f"recorded in {_relative(self._saved[slug], self._catalog.root)}")
 
@@ -184,7 +184,7 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _judgements(item: Item, outcomes: list[Outcome]) -> dict[str, Judgement | str]:
+def judgements(item: Item, outcomes: list[Outcome]) -> dict[str, Judgement | str]:
     """The judgement of each claim on these outcomes, or why it could not be judged."""
     measured = [outcome.metrics or {} for outcome in outcomes]
     found: dict[str, Judgement | str] = {}

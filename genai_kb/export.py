@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from genai_kb.catalog import Catalog
 
 
+LICENCE = "Texts and data of GenAI KB, CC BY 4.0: https://creativecommons.org/licenses/by/4.0/"
+
+
 def to_bibtex(catalog: Catalog, language: str) -> str:  # noqa: ARG001 - all exports are called alike
-    """All entries as BibTeX."""
-    return "\n".join(bibtex(item.metadata.bibliography) for item in catalog.items.values())
+    """All entries as BibTeX, under a line that every reader of BibTeX passes over."""
+    return f"% {LICENCE}\n\n" + "\n".join(bibtex(item.metadata.bibliography) for item in catalog.items.values())
 
 
 def to_csl(catalog: Catalog, language: str) -> str:  # noqa: ARG001 - all exports are called alike
@@ -50,13 +53,26 @@ EXPORTS: dict[str, Callable[[Catalog, str], str]] = {
 }
 
 
+def write_file(what: str, catalog: Catalog, language: str, out: Path) -> None:
+    """Write an export; where its form has no place for the licence, into a file of the same name with `.license`.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    text = EXPORTS[what](catalog, language)
+    write_text(out, text)
+    if LICENCE not in text:
+        write_text(out.with_name(f"{out.name}.license"), f"{LICENCE}\n")
+
+
 def write_markdown(catalog: Catalog, language: str, folder: Path) -> int:
-    """Write the generated pages as a tree of Markdown files; return how many."""
+    """Write the generated pages as a tree of Markdown files, with the licence beside them; return how many pages."""
     from genai_kb.site.pages import build_pages
 
     pages = build_pages(catalog, language)
     for path, text in pages.items():
         write_text(folder / path, text)
+    write_text(folder / "LICENSE.txt", f"{LICENCE}\n")
     return len(pages)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from genai_kb.codehash import CodeError, CodeHasher
+from genai_kb.git import GitError, git
 from genai_kb.holds_if import MeasureError, parse
 from genai_kb.records import (
     COUNTED_SEEDS,
@@ -93,16 +93,9 @@ def refuse_uncommitted(catalog: Catalog, item: Item) -> None:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(  # noqa: S603 - fixed program, arguments from the catalogue
-            ["git", "-C", str(root), *arguments],  # noqa: S607 - git is found on the path, as users have it
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        raise MeasureRefusedError(f"recording needs git: {str(reason).strip()}") from error
-    return done.stdout.rstrip("\n")
+        return git(root, *arguments).rstrip("\n")
+    except GitError as error:
+        raise MeasureRefusedError(f"recording needs git: {error}") from error
 
 
 def head_commit(root: Path) -> str:

@@ -10,10 +10,11 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from genai_kb.files import write_json
-from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Term
+from genai_kb.files import read_project_file, write_json
+from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Term, Url
+from genai_kb.text import forbidden_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,20 @@ _PARTICLES = frozenset(
 )
 
 
+MAX_BYTES = 64 * 1024
+
+
+def _visible(text: str) -> str:
+    """Refuse what a page or a terminal might act upon."""
+    for _, name in forbidden_characters(text):
+        raise ValueError(f"has the character {name}; facts hold visible text only")
+    return text
+
+
+Fact = Annotated[str, AfterValidator(_visible)]
+Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d{4,9}/[\w.;()/:\[\]+-]+$"), AfterValidator(_visible)]
+
+
 class _Machine(BaseModel):
     """Base of the machine-written models; keys are spelled as CSL-JSON spells them."""
 
@@ -66,9 +81,9 @@ class _Machine(BaseModel):
 class Person(_Machine):
     """An author: family and given name, or an organisation's name as `literal`."""
 
-    family: str | None = None
-    given: str | None = None
-    literal: str | None = None
+    family: Fact | None = None
+    given: Fact | None = None
+    literal: Fact | None = None
 
     @property
     def full(self) -> str:
@@ -104,13 +119,13 @@ class Issued(_Machine):
 class Custom(_Machine):
     """Facts that CSL-JSON has no field for."""
 
-    arxiv: str | None = None
-    code: str | None = None
-    license: str | None = None
+    arxiv: Fact | None = None
+    code: Url | None = None
+    license: Fact | None = None
     """Licence of the code."""
     version: int | None = Field(default=None, ge=1)
     """The latest version at arXiv when the facts were fetched."""
-    journal_reference: str | None = None
+    journal_reference: Fact | None = None
     """Where the paper was published, in the words that its authors left at arXiv."""
     withdrawn: Literal[True] | None = None
     """The authors took the paper back."""
@@ -121,12 +136,12 @@ class Bibliography(_Machine):
 
     id: str
     type: Literal["article", "article-journal", "paper-conference", "software", "webpage", "book", "entry"]
-    title: str
+    title: Fact
     author: list[Person] = []
     issued: Issued | None = None
-    container_title: str | None = Field(default=None, alias="container-title")
-    doi: str | None = Field(default=None, alias="DOI")
-    url: str | None = Field(default=None, alias="URL")
+    container_title: Fact | None = Field(default=None, alias="container-title")
+    doi: Doi | None = Field(default=None, alias="DOI")
+    url: Url | None = Field(default=None, alias="URL")
     custom: Custom = Custom()
 
     @property
@@ -148,30 +163,30 @@ class Metadata(Compared):
     bibliography: Bibliography
     verified: Literal["high", "partial", "memory"]
     """How far the facts were checked; "high" means title, ids and authors were seen in a source."""
-    source: str
+    source: Fact
     """Where the facts were seen."""
-    fetched: str | None = None
+    fetched: Fact | None = None
     """The day on which they were last fetched from arXiv itself; empty if never."""
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Read a metadata file.
+def read_metadata(path: Path, root: Path | None = None) -> Metadata:
+    """Read a metadata file, of a project's root where that is given: a link may then not lead out of it.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not what the tool writes.
     """
-    return Metadata.model_validate_json(path.read_bytes())
+    return Metadata.model_validate_json(read_project_file(path, root or path.parent, MAX_BYTES))
 
 
-def read_compared(path: Path) -> Compared:
+def read_compared(path: Path, root: Path) -> Compared:
     """Read the file beside a chapter's text.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not what the tool writes.
     """
-    return Compared.model_validate_json(path.read_bytes())
+    return Compared.model_validate_json(read_project_file(path, root, MAX_BYTES))
 
 
 def write_metadata(path: Path, metadata: Compared) -> None:

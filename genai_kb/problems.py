@@ -27,6 +27,31 @@ class Problem:
     severity: Literal["error", "warning"] = "error"
 
 
+def as_line(problem: Problem) -> str:
+    """One line for a terminal, whatever the names in it hold."""
+    where = f"{problem.file}:{problem.line}:{problem.column}:"
+    field = f" {problem.field}:" if problem.field else ""
+    note = " warning:" if problem.severity == "warning" else ""
+    line = f"{where}{note}{field} {problem.message}"
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def as_annotation(problem: Problem) -> str:
+    """A workflow command of GitHub Actions; its separators are escaped as its documentation says."""
+
+    def attribute(text: str) -> str:
+        return escaped(text).replace(":", "%3A").replace(",", "%2C")
+
+    place = f"file={attribute(problem.file)},line={problem.line},col={problem.column}"
+    text = f"{problem.field}: {problem.message}" if problem.field else problem.message
+    return f"::{problem.severity} {place}::{escaped(text)}"
+
+
+def escaped(text: str) -> str:
+    """Text as a workflow command of GitHub Actions holds it: on one line."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
 class ProblemsError(Exception):
     """Raised by readers that found problems; `problems` holds all of them."""
 

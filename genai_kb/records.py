@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 
-from genai_kb.files import write_text
+from genai_kb.files import read_project_file, write_text
 from genai_kb.holds_if import parse
 from genai_kb.models import Bilingual, Claim, Entry
 from genai_kb.verdicts import Judgement, judge
@@ -175,14 +175,14 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def read_record(path: Path) -> Record:
-    """Read a record.
+def read_record(path: Path, root: Path | None = None) -> Record:
+    """Read a record, of a project's root where that is given: a link may then not lead out of it.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not what the runner writes.
     """
-    return Record.model_validate_json(path.read_bytes())
+    return Record.model_validate_json(read_project_file(path, root or path.parent, MAX_BYTES))
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from genai_kb.yamlio import Document, FieldPath
 
 M = TypeVar("M", bound=BaseModel)
+
+MAX_PROBLEMS = 100  # of one file; with more, its author needs no more to begin with
 
 _YAML_NAMES = {
     "dict": "a mapping of keys to values",
@@ -37,6 +40,7 @@ def validate_document(model: type[M], document: Document) -> M | list[Problem]:
     except ValidationError as error:
         details = error.errors(include_url=False)
         told = [detail for detail in details if not _only_echoes(detail, details)]
+        told = sorted(told, key=lambda detail: document.position(tuple(detail["loc"])))[:MAX_PROBLEMS]
         found = {problem for detail in told for problem in _problems(model, document, detail)}
         found = {problem for problem in found if problem.field not in blanks}
         return sorted(found | set(blanks.values()))
@@ -117,13 +121,18 @@ def _unknown_key(model: type[BaseModel], path: tuple[Any, ...]) -> str:
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """The keys that the model allows at a path, found in its JSON Schema."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     definitions = schema.get("$defs", {})
     here: dict[str, Any] = schema
     for part in path:
         here = _resolve(here, definitions)
         here = here.get("items", {}) if isinstance(part, int) else _child(here, part)
     return list(_resolve(here, definitions).get("properties", {}))
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _child(schema: dict[str, Any], key: str) -> dict[str, Any]:

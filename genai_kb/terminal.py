@@ -50,14 +50,19 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """Print a line on standard error."""
-    _console(error=True).print(text, style="red", markup=False, soft_wrap=True)
+    _console(error=True).print(_visible(text), style="red", markup=False, soft_wrap=True)
 
 
 def traceback(outcome: Outcome) -> None:
     """Print what a failed reproduction left, on standard error."""
     console = _console(error=True)
     console.print(f"{outcome.task.slug} seed {outcome.task.seed}:", style="bold", markup=False)
-    console.print(outcome.traceback or "", markup=False, soft_wrap=True)
+    console.print(_visible(outcome.traceback or ""), markup=False, soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Text without what would steer the terminal: some of it comes from the code that was run."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text.expandtabs())
 
 
 class Progress:
@@ -145,15 +150,16 @@ def _badge(verdict: Verdict) -> Text:
     return Text(verdict.value, style=COLOURS[verdict])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Four significant digits, without the noise of trailing zeros."""
     return f"{value:.4g}"
 
 
-def _interval(result: ClauseResult) -> str:
+def interval(result: ClauseResult) -> str:
+    """The bounds of an estimate, or that it has none."""
     if result.low == result.high:
         return "exact"
-    return f"{_number(result.low)} … {_number(result.high)}"
+    return f"{number(result.low)} … {number(result.high)}"
 
 
 def print_run(item: Item, outcomes: Sequence[Outcome], judgements: dict[str, Judgement | str], *, pilot: bool) -> None:
@@ -177,14 +183,14 @@ def print_run(item: Item, outcomes: Sequence[Outcome], judgements: dict[str, Jud
         if isinstance(judgement, str):
             table.add_row(claim.id, judgement, "", "", "", stored)
             continue
-        for number, result in enumerate(judgement.clauses):
+        for position, result in enumerate(judgement.clauses):
             table.add_row(
-                Text(claim.id if number == 0 else ""),
+                Text(claim.id if position == 0 else ""),
                 Text(result.clause.text),
-                _number(result.estimate),
-                _interval(result),
-                _badge(judgement.verdict) if number == 0 else Text(""),
-                stored if number == 0 else Text(""),
+                number(result.estimate),
+                interval(result),
+                _badge(judgement.verdict) if position == 0 else Text(""),
+                stored if position == 0 else Text(""),
             )
         table.add_section()
     console.print(table)
@@ -193,7 +199,7 @@ def print_run(item: Item, outcomes: Sequence[Outcome], judgements: dict[str, Jud
     for outcome in outcomes:
         metrics.add_column(str(outcome.task.seed), justify="right")
     for name in item.entry.metrics:
-        metrics.add_row(name, *(_number((outcome.metrics or {})[name]) for outcome in outcomes))
+        metrics.add_row(name, *(number((outcome.metrics or {})[name]) for outcome in outcomes))
     console.print(metrics)
 
 
@@ -208,7 +214,7 @@ def print_agreements(agreements: Sequence[Agreement]) -> None:
             agreement.slug,
             str(agreement.seed),
             _agreement(agreement),
-            f"{metric} {_number(drift)}" if metric else "none",
+            f"{metric} {number(drift)}" if metric else "none",
         )
     _console().print(table)
 
@@ -301,7 +307,7 @@ def print_entry(item: Item, language: str) -> None:
         )
         judgement = item.judgement(claim)
         for result in judgement.clauses if judgement else ():
-            console.print(Text(f"  {result.clause.text}: {_number(result.estimate)} ({_interval(result)})"))
+            console.print(Text(f"  {result.clause.text}: {number(result.estimate)} ({interval(result)})"))
     console.print(Markdown(f"## {label['scale']}\n\n{_readable(entry.scale[language])}"))
     if entry.prerequisites:
         console.print(Text(f"\n{label['first']}: {', '.join(entry.prerequisites)}"))

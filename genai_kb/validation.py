@@ -159,14 +159,14 @@ def _read_item(
     metadata_file = root / "roadmap" / place.folder / f"{slug}.json"
     metadata = None
     try:
-        metadata = read_metadata(metadata_file)
+        metadata = read_metadata(metadata_file, root)
     except FileNotFoundError:
         message = f"has no bibliographic file {slug}.json beside it; `genai-kb translated {slug}` makes one"
         problems.append(Problem(document.file, 1, 1, "", message))
     except (OSError, ValueError) as error:
         problems.append(machine_written(root, metadata_file, error))
     code = root / "reproductions" / place.folder / f"{slug}.py"
-    reproduction = code if code.is_file() else None
+    reproduction = code if os.path.lexists(code) else None  # also a link to nothing, which is told
     record, found = _read_record(root, code.with_suffix(".json"))
     problems += found
     stale = False
@@ -181,7 +181,7 @@ def _read_item(
 
 def _read_record(root: Path, file: Path) -> tuple[Record | None, list[Problem]]:
     try:
-        return read_record(file), []
+        return read_record(file, root), []
     except FileNotFoundError:
         return None, []
     except (OSError, ValueError) as error:
@@ -194,7 +194,7 @@ def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str 
     except CodeError as error:
         return None, [Problem(error.file.relative_to(root).as_posix(), error.line, 1, "", error.message)]
     except OSError as error:
-        return None, [unreadable(root, Path(error.filename or reproduction), error)]
+        return None, [unreadable(root, reproduction if reproduction.is_symlink() else Path(error.filename), error)]
 
 
 def provisional_metadata(slug: str, entry: Entry) -> Metadata:
@@ -331,8 +331,7 @@ def _cycles(catalog: Catalog, documents: dict[str, Document]) -> Iterator[Proble
     """Report each circle of prerequisites once, at its first entry in the roadmap's order."""
     done: set[str] = set()
     for start in catalog.items:
-        trail: list[str] = []
-        circle = _find_circle(catalog, start, trail, done)
+        circle = find_circle(catalog, start, done)
         if circle:
             first = circle.index(min(circle, key=lambda slug: catalog.places[slug].number))
             circle = [*circle[first:], *circle[:first]]
@@ -341,19 +340,26 @@ def _cycles(catalog: Catalog, documents: dict[str, Document]) -> Iterator[Proble
             yield Problem(document.file, *document.position(("prerequisites",)), "prerequisites", message)
 
 
-def _find_circle(catalog: Catalog, slug: str, trail: list[str], done: set[str]) -> list[str]:
-    if slug in trail:
-        return trail[trail.index(slug) :]
-    if slug in done or slug not in catalog.items:
-        return []
-    trail.append(slug)
-    for needed in catalog.items[slug].entry.prerequisites:
-        circle = _find_circle(catalog, needed, trail, done)
-        if circle:
-            return circle
-    trail.pop()
-    done.add(slug)
-    return []
+def find_circle(catalog: Catalog, start: str, done: set[str]) -> list[str]:
+    """Go down from an entry, each before its neighbours; return the first circle met, in the order of reading.
+
+    No recursion: an entry may need the one before it, a thousand times over.
+    """
+    trail: dict[str, Iterator[str]] = {}
+    waiting: str | None = start
+    while True:
+        if waiting in trail:
+            slugs = list(trail)
+            return slugs[slugs.index(waiting) :]
+        if waiting is not None and waiting not in done and waiting in catalog.items:
+            trail[waiting] = iter(catalog.items[waiting].entry.prerequisites)
+        if not trail:
+            return []
+        last = next(reversed(trail))
+        waiting = next(trail[last], None)
+        if waiting is None:
+            done.add(last)
+            del trail[last]
 
 
 def _strays(catalog: Catalog, root: Path) -> Iterator[Problem]:

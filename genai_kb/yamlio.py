@@ -57,14 +57,14 @@ _OPEN_QUOTE_HINT = (
     "add the closing quote, or keep backslashes in single quotes or a `>-` block"
 )
 
-_DEEP = f"lists and mappings are nested over {MAX_DEPTH} deep; no field needs more; check brackets"
+_TOO_DEEP = f"lists and mappings are nested over {MAX_DEPTH} deep; no field needs more; check brackets"
 
 # What libyaml or PyYAML says, and what that means for someone who writes an entry.
 _SYNTAX_HINTS = {
+    re.compile("nesting depth"): _TOO_DEEP,  # libyaml has a limit of its own, since 0.2.6, and reads ahead
     re.compile("unexpected end of stream|unexpected document"): (
         "a quote is opened here and not closed; add the closing quote"
     ),
-    re.compile("nesting depth"): _DEEP,  # libyaml looks ahead, so it may meet the depth before its events show it
     re.compile("directive|incompatible"): "lines that begin with `%` are refused; remove them",
     re.compile("mapping values are not allowed"): (
         "a colon cannot stand here; put the text in quotes or a `>-` block, or check the indentation"
@@ -358,7 +358,7 @@ class _Builder:
     def _open(self, event: yaml.CollectionStartEvent) -> None:
         self._refuse_as_key(event)
         if len(self.stack) == MAX_DEPTH:
-            self._refuse(event, _DEEP)
+            self._refuse(event, _TOO_DEEP)
             raise _StopReading
         node: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
         self.stack.append(_Open(self._place(node, event), node))

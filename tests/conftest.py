@@ -34,6 +34,23 @@ def project(sound_project: Project, tmp_path: Path) -> Project:
     return Project(shutil.copytree(sound_project.root, tmp_path / "project"))
 
 
+@pytest.fixture(scope="session")
+def committed_project(sound_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The fabricated project in a repository of its own, on the branch main; only to be read."""
+    project = Project(shutil.copytree(sound_project.root, tmp_path_factory.mktemp("committed") / "project"))
+    project.git("init", "--quiet", "--initial-branch=main")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def branch(committed_project: Project, tmp_path: Path) -> Project:
+    """A copy of it, on a branch that a test may change."""
+    project = Project(shutil.copytree(committed_project.root, tmp_path / "project"))
+    project.git("checkout", "--quiet", "-b", "contribution")
+    return project
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what was left out for want of a browser, and how to get it."""
     skipped = terminalreporter.stats.get("skipped", [])

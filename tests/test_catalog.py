@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from genai_kb.catalog import load_catalog
+from genai_kb.catalog import Catalog, load_catalog
 from genai_kb.problems import ProblemsError
+from genai_kb.validation import find_circle
 from genai_kb.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -102,3 +104,20 @@ def test_loading_gives_the_catalogue_or_all_errors(project: Project) -> None:
     with pytest.raises(ProblemsError) as error:
         load_catalog(project.root)
     assert [problem.field for problem in error.value.problems] == ["kind", "kind"]
+
+
+def test_a_way_of_two_thousand_entries_is_followed(sound_project: Project) -> None:
+    catalog = sound_project.catalog()
+    slugs = [f"e{number}" for number in range(2_000)]
+    track = catalog.roadmap.tracks[0]
+    section = track.sections[0].model_copy(update={"entries": tuple(slugs)})
+    roadmap = catalog.roadmap.model_copy(update={"tracks": (track.model_copy(update={"sections": (section,)}),)})
+    item = catalog.items["averages"]
+    items = {
+        slug: replace(item, slug=slug, entry=item.entry.model_copy(update={"prerequisites": (before,)}))
+        for slug, before in zip(slugs[1:], slugs, strict=False)
+    }
+    assert Catalog(catalog.root, roadmap, items).path(slugs[-1]) == slugs
+    assert find_circle(Catalog(catalog.root, roadmap, items), slugs[-1], set()) == []
+    items[slugs[0]] = replace(item, slug=slugs[0], entry=item.entry.model_copy(update={"prerequisites": (slugs[-1],)}))
+    assert find_circle(Catalog(catalog.root, roadmap, items), slugs[5], set())[:2] == [slugs[5], slugs[4]]

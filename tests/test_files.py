@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_kb.files import write_json, write_text
+from genai_kb.files import RefusedFileError, read_project_file, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -114,3 +114,23 @@ def test_whatever_json_can_hold_comes_back(folder: Path, data: object) -> None:
     write_json(folder / "x.json", data)
     assert json.loads((folder / "x.json").read_text(encoding="utf-8")) == data
     assert names(folder) == ["x.json"]
+
+
+def test_a_file_of_the_project_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "b").symlink_to("a")
+    assert read_project_file(tmp_path / "a", tmp_path, 5) == b"12345"
+    assert read_project_file(tmp_path / "b", tmp_path, 5) == b"12345", "a link within the project"
+
+
+def test_a_file_that_is_not_read_says_why(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    (root / "folder").mkdir(parents=True)
+    (root / "large").write_bytes(b"123456")
+    (tmp_path / "outside").touch()
+    (root / "out").symlink_to("../outside")
+    for name, reason in (("folder", "not a file"), ("large", "has 6 bytes; at most 5"), ("out", "out of the project")):
+        with pytest.raises(RefusedFileError, match=reason):
+            read_project_file(root / name, root, 5)
+    with pytest.raises(FileNotFoundError):
+        read_project_file(root / "nothing", root, 5)

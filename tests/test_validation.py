@@ -715,7 +715,7 @@ MACHINE_CASES = [
         "is 'dartboard', not the slug",
         "bibliography.id",
     ),
-    Bad("a folder named like a record", folder(RECORD), RECORD, "IsADirectoryError"),
+    Bad("a folder named like a record", folder(RECORD), RECORD, "is a folder or device, not a file"),
     Bad("a record that is cut off", content(RECORD, '{"slug": "aver'), RECORD, "Invalid JSON", at=(1, 14)),
     Bad(
         "a record with an infinite number",

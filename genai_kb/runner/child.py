@@ -18,12 +18,15 @@ import sys
 import threading
 import time
 import traceback
+from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
     from multiprocessing.connection import Connection
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
     from genai_kb.runner.task import Task
 
@@ -38,6 +41,7 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "VECLIB_MAXIMUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
+    "PYTHONSAFEPATH": "1",  # a file in the current folder is not taken for a library
     "JOBLIB_MULTIPROCESSING": "0",  # scikit-learn's helper would leave a semaphore behind where a child is ended
 }
 
@@ -59,7 +63,7 @@ def main(task: Task, answer: Connection, output: Connection, dumps: Connection, 
     _detach(output, dumps)
     threading.Thread(target=_end_with_supervisor, args=(lifeline,), daemon=True).start()
     os.environ.update(ENVIRONMENT)
-    sys.path.insert(0, str(task.root.absolute()))
+    sys.meta_path.insert(0, _ProjectFinder(task.root.absolute()))
     sys.dont_write_bytecode = True  # a measurement writes nothing into the tree
     try:
         message = _measure(task)
@@ -132,10 +136,39 @@ def _make_torch_deterministic() -> None:
         torch.set_deterministic_debug_mode("error")
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles what people can read: a cached .pyc beside it may hold other code."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of a module's source file."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _ProjectFinder:
+    """Finds the package `reproductions` in the project's sources, and nothing else there.
+
+    With the project's root among the paths of imports, a file of its own could stand for any library.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, _target: object = None) -> ModuleSpec | None:
+        """Return how to load a module, None for all that is not the project's."""
+        if fullname.partition(".")[0] != "reproductions":
+            return None
+        for folder in path or [str(self._root)]:
+            spec = FileFinder(folder, (_FromSource, [".py"])).find_spec(fullname)
+            if spec is not None:
+                return spec
+        return None
+
+
 def _load(file: Path) -> ModuleType:
     """Import a file whose name has hyphens. It is registered, since dataclasses look their module up."""
     name = "reproduction_" + file.stem.replace("-", "_")
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file.absolute())))
     if spec is None or spec.loader is None:
         raise FaultError(f"is in a file that Python cannot import: {file.name}")
     module = importlib.util.module_from_spec(spec)

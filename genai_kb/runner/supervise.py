@@ -103,7 +103,14 @@ def _watch(process: _Child, limits: Limits, stop: Event) -> str | None:
         if time.monotonic() > deadline:
             process.dump_stack()
             return f"took longer than {limits.seconds:g} s and was killed; the traceback shows where it was"
-        if (memory := process.memory_mb()) > limits.memory_mb:
+        memory = process.memory_mb()
+        if process.count > limits.processes:
+            process.dump_stack()
+            return (
+                f"had {process.count} processes, more than the {limits.processes} allowed, "
+                "and was killed; the traceback shows where it was"
+            )
+        if memory > limits.memory_mb:
             process.dump_stack()
             return (
                 f"used {memory:.0f} MB of memory, more than the {limits.memory_mb} MB allowed, "
@@ -135,6 +142,7 @@ class _Child:
         ends = (answer, output, dumps, lifeline)
         self.printed, self.dumped = _Tail(printed), _Tail(dumped)
         self.peak_mb = 0.0
+        self.count = 1  # of its processes, at the last look at its memory
         self._process = context.Process(target=child.main, args=(task, *ends))
         with _bookkeeping, _without_main_module():
             self._process.start()
@@ -159,8 +167,9 @@ class _Child:
 
     def memory_mb(self) -> float:
         """Return the resident memory of the child and all that it started, in MB."""
-        used = 0
-        for pid in self._group():
+        used, group = 0, self._group()
+        self.count = len(group)
+        for pid in group:
             with suppress(psutil.Error):
                 used += psutil.Process(pid).memory_info().rss
         self.peak_mb = max(self.peak_mb, used / 10**6)

@@ -28,10 +28,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one task may use: seconds on the clock, and MB (10**6 bytes) of memory in all its processes."""
+    """What one task may use: seconds on the clock, MB (10**6 bytes) of memory in all its processes, and how many."""
 
     seconds: float = 600
     memory_mb: int = 2048
+    processes: int = 8
 
 
 @dataclass(frozen=True)

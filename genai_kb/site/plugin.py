@@ -57,6 +57,9 @@ WORDS = {
         "more": "Show more",
         "failed": "The search index could not be loaded.",
         "keys": "↑ ↓ to move, Enter to open, Esc to close",
+        "licence": (
+            'Texts and data: <a href="https://creativecommons.org/licenses/by/4.0/" rel="license">CC BY 4.0</a> · Code: MIT'
+        ),
     },
     "es": {
         "name": "GenAI KB",
@@ -81,6 +84,10 @@ WORDS = {
         "more": "Mostrar más",
         "failed": "No se pudo cargar el índice de búsqueda.",
         "keys": "↑ ↓ para moverse, Intro para abrir, Esc para cerrar",
+        "licence": (
+            'Textos y datos: <a href="https://creativecommons.org/licenses/by/4.0/deed.es" rel="license">CC BY 4.0</a>'
+            " · Código: MIT"
+        ),
     },
 }
 
@@ -128,7 +135,7 @@ class GenaiKbPlugin(BasePlugin[Options]):  # type: ignore[no-untyped-call]
         config.docs_dir = str(docs / language)
         config.site_name = words["name"]
         config.site_description = PAGE_WORDS[language]["site_description"]
-        config.copyright = f"{config.site_name} · {config.site_description}"
+        config.copyright = f"{config.site_name} · {config.site_description}<br>{words['licence']}"  # printed as HTML
         config.extra["words"] = words
         config.extra["homepage"] = "."
         # A 404 page and a site map would need the site's address; docs/root has a page without.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import py_compile
 import re
 import signal
 import sys
@@ -427,3 +428,22 @@ def test_a_child_does_not_hear_ctrl_c(toy: Toy, context: Context) -> None:
 def test_a_preload_that_is_not_installed_is_passed_over(toy: Toy) -> None:
     context = start_context(["no_such_module"])
     assert supervise(toy("def run(seed): return Result({})"), LIMITS, context=context).ok
+
+
+def test_only_the_sources_that_people_read_are_run(toy: Toy, context: Context) -> None:
+    """Neither a compiled file with other code, nor a file at the root that is named like a library."""
+    task = toy("from reproductions.lab import HOME\nimport colorsys\ndef run(seed): return Result({HOME: 1.0})")
+    lab = task.root / "reproductions" / "lab" / "__init__.py"
+    source = lab.read_text(encoding="utf-8")
+    lab.write_text(source.replace("the toy project", "code that nobody sees"), encoding="utf-8")
+    py_compile.compile(str(lab), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    lab.write_text(source, encoding="utf-8")
+    (task.root / "colorsys.py").write_text("raise ValueError('not the library')", encoding="utf-8")
+    assert supervise(task, LIMITS, context=context).metrics == {"the toy project": 1.0}
+
+
+def test_a_task_that_starts_too_many_processes_is_killed_with_them(toy: Toy, context: Context) -> None:
+    task = toy("import os, time\ndef run(seed):\n    [os.fork() for _ in range(4)]\n    time.sleep(60)")
+    outcome = supervise(task, Limits(seconds=30, memory_mb=20_000, processes=8), context=context)
+    assert outcome.error is not None
+    assert re.match(r"had (9|1\d) processes, more than the 8 allowed, and was killed", outcome.error)

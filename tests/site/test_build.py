@@ -327,3 +327,15 @@ def test_a_folder_that_is_no_site_is_not_replaced(project: Path) -> None:
         build_site(project, project)
 
     assert (project / "docs" / "root" / "index.html").is_file()
+
+
+def test_every_page_says_under_which_licence_it_stands(site: Path) -> None:
+    files = [file for file in site.rglob("*.html") if "pagefind" not in file.parts]
+    assert len(files) > 10
+    for file in files:
+        source = file.read_text(encoding="utf-8")
+        assert re.search(
+            r'href="https://creativecommons\.org/licenses/by/4\.0/[^"]*" rel="license">CC BY 4\.0</a>', source
+        )
+    assert "Textos y datos: " in (site / "es" / "index.html").read_text(encoding="utf-8")
+    assert "Texts and data: " in (site / "en" / "index.html").read_text(encoding="utf-8")
