@@ -504,6 +504,8 @@ class Term(Model):
     """What it means, at most 60 words."""
     entry: Slug | None = None
     """The entry that explains it."""
+    linked: bool = True
+    """Whether texts link to it; false where everyday language has the same words."""
 
     def __getitem__(self, language: str) -> str:
         """Return the term in one of LANGUAGES."""

@@ -16,6 +16,7 @@ from genai_kb.verdicts import judge
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.es.md"]
+GUIDES = ["CONTRIBUTING.md", "CONTRIBUTING.es.md"]
 
 
 def printed_run(capsys: pytest.CaptureFixture[str]) -> str:
@@ -49,6 +50,16 @@ def test_the_readme_shows_the_real_output_of_run(name: str, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_the_readme_counts_the_entries(name: str) -> None:
+    catalog = validate(ROOT).catalog
+    assert catalog is not None
+    shown = re.search(r"(\d+) (?:entries|entradas)", (ROOT / name).read_text(encoding="utf-8"))
+
+    assert shown is not None
+    assert int(shown[1]) == len(catalog.places)
+
+
+@pytest.mark.parametrize("name", [*READMES, *GUIDES])
 def test_the_readme_names_only_commands_that_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -57,7 +68,7 @@ def test_the_readme_names_only_commands_that_exist(name: str) -> None:
     assert set(re.findall(r"genai-kb ([a-z]+)", text)) <= set(main.commands)
 
 
-@pytest.mark.parametrize("name", [*READMES, "ARCHITECTURE.md"])
+@pytest.mark.parametrize("name", [*READMES, *GUIDES, "ARCHITECTURE.md"])
 def test_every_link_to_a_file_arrives(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]

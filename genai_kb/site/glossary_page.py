@@ -74,8 +74,8 @@ class TermLinks:
 
 
 def term_phrases(catalog: Catalog, language: str) -> Phrases[Term]:
-    """The terms of the glossary by their spellings in one language."""
-    return by_name(catalog.terms, language)
+    """The terms that texts link to by their spellings in one language."""
+    return by_name((term for term in catalog.terms if term.linked), language)
 
 
 def other_names(links: TermLinks, language: str) -> list[str]:

@@ -243,7 +243,7 @@ WORDS: dict[str, dict[str, str]] = {
         "home_button": "Abrir el catálogo",
         "home_lead": (
             "Artículos sobre IA generativa en un buen orden. De cada uno, qué afirma y un experimento pequeño en PyTorch "
-            "que pone a prueba la afirmación con cinco semillas y una línea base justa. El veredicto se calcula; "
+            "que pone a prueba la afirmación con cinco semillas y una línea de base justa. El veredicto se calcula; "
             "nadie lo escribe a mano."
         ),
         "home_title": "La IA generativa, medida",
