@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-import pytest
+from tests.optional import BROWSER, leave_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from playwright.sync_api import Browser
 
-HOW = 'install Chromium and run `.venv/bin/pip install -e ".[browser]"`'
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -26,23 +25,16 @@ FLAGS = [
 ]
 
 
-def _leave_out(reason: str) -> NoReturn:
-    """Skip the test, or fail it where nothing may be left out."""
-    if os.environ.get("GENAI_KB_NOTHING_SKIPPED"):
-        pytest.fail(f"{reason}, and GENAI_KB_NOTHING_SKIPPED is set")
-    pytest.skip(f"{reason}; to run it, {HOW}")
-
-
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start headless Chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _leave_out("playwright is not installed")
+        leave_out("playwright is not installed", BROWSER)
     path = os.environ.get("GENAI_KB_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
-        _leave_out("there is no Chromium")
+        leave_out("there is no Chromium", BROWSER)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.browser import HOW
+from tests import optional
 from tests.roadmap import Project, build
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def branch(committed_project: Project, tmp_path: Path) -> Project:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name what was left out for want of a browser, and how to get it."""
+    """Name what was left out, and how to get it."""
     skipped = terminalreporter.stats.get("skipped", [])
-    left_out = [report for report in skipped if HOW in str(report.longrepr)]
-    if left_out:
-        terminalreporter.write_line(f"{len(left_out)} browser tests were left out; to run them, {HOW}")
+    for how in (optional.BROWSER, optional.REFERENCES, optional.CHECKERS):
+        if left_out := [report for report in skipped if how in str(report.longrepr)]:
+            terminalreporter.write_line(f"{len(left_out)} tests were left out; to run them, {how}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from genai_kb.records import tables
 from genai_kb.site.figures import check
 from genai_kb.validation import validate
+from tests.reproductions.loading import load
 from tests.roadmap import ROOT
 
 if TYPE_CHECKING:
@@ -41,18 +40,11 @@ def _one_deterministic_thread() -> Iterator[None]:
     torch.set_deterministic_debug_mode(before[1])
 
 
-def load(file: Path) -> ModuleType:
-    """Import a reproduction, whose name may have hyphens, as the runner does."""
+def loaded(file: Path) -> ModuleType:
+    """Import a reproduction, if what it needs is installed."""
     if re.search(r"^(import|from) peft\b", file.read_text(encoding="utf-8"), re.MULTILINE):
         pytest.importorskip("peft")
-    name = "reproduction_" + file.stem.replace("-", "_")
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load(file)
 
 
 def measure(module: ModuleType, state: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -70,7 +62,7 @@ def measure(module: ModuleType, state: int) -> tuple[dict[str, float], list[dict
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_short_form_gives_what_the_entry_asks_for_and_the_same_again(file: Path) -> None:
     entry: Entry = ENTRIES[file.stem]
-    module = load(file)
+    module = loaded(file)
     metrics, rows = measure(module, state=1)
     assert set(metrics) == set(entry.metrics)
     assert {name: type(value) for name, value in metrics.items() if type(value) not in {int, float}} == {}

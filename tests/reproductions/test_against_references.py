@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,23 +10,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-ROOT = Path(__file__).parents[2] / "reproductions"
-
-
-def load(path: str) -> ModuleType:
-    """A reproduction as a module."""
-    name = f"reproduction_{Path(path).stem.replace('-', '_')}"
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.reproductions.loading import load  # noqa: E402
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])

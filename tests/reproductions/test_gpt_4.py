@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 from reproductions.lab.flops import count_flops  # noqa: E402
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.transformer import TinyGPT  # noqa: E402
-from tests.reproductions.test_against_references import load  # noqa: E402
+from tests.reproductions.loading import load  # noqa: E402
 
 GPT4 = load("llm/architectures/gpt-4.py")
 COMPUTE = 1e9 * np.array([1.0, 2.2, 4.9, 10.5, 22.0])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,28 +14,13 @@ from hypothesis import strategies as st  # noqa: E402
 
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.training import count_parameters  # noqa: E402
+from tests.optional import reference  # noqa: E402
+from tests.reproductions.loading import load  # noqa: E402
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from torch import Tensor
 
-FILE = Path(__file__).parents[2] / "reproductions/beyond-transformers/new-model-architectures/mamba.py"
-
-
-def load() -> ModuleType:
-    """The reproduction as a module."""
-    name = "reproduction_mamba"
-    spec = importlib.util.spec_from_file_location(name, FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-mamba = load()
+mamba = load("beyond-transformers/new-model-architectures/mamba.py")
 
 
 def randn(*shape: int, stream: str) -> Tensor:
@@ -120,14 +102,14 @@ def test_the_selective_layer_agrees_with_mambapy() -> None:
 
     That scaling is one number per token and state as long as all channels share A and the step size.
     """
-    reference = pytest.importorskip("mambapy.mamba", reason="pip install mambapy==1.2.0 to compare with it")
+    mambapy = reference("mambapy.mamba")
     sizes = mamba.Settings()
     ours = init_model(lambda: mamba.StateSpace(6, sizes, ("delta", "BC")), 0).double()
     ours.from_rank.data = ours.from_rank.data[:, :1].expand(-1, 6).clone()
     ours.delta_bias.data.fill_(-0.5)
     u = randn(2, 21, 6, stream="u")
-    config = reference.MambaConfig(d_model=6, n_layers=1, expand_factor=1, d_state=sizes.N)
-    theirs = reference.MambaBlock(config).double()
+    config = mambapy.MambaConfig(d_model=6, n_layers=1, expand_factor=1, d_state=sizes.N)
+    theirs = mambapy.MambaBlock(config).double()
     delta, A = ours.step_size(u), -ours.log_A.exp()
     B, C = (u @ ours.to_BC).chunk(2, dim=-1)  # (2, 21, N)
     exact = (delta[..., :1] * A[0]).expm1() / (delta[..., :1] * A[0])  # B_bar / (delta B)

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: E402
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.training import count_parameters  # noqa: E402
 from reproductions.lab.transformer import TinyGPT  # noqa: E402
-from tests.reproductions.test_against_references import load  # noqa: E402
+from tests.reproductions.loading import load  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
