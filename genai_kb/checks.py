@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from genai_kb.metadata import Compared
     from genai_kb.models import Model
-    from genai_kb.yamlio import Document, FieldPath
+    from genai_kb.yamlio import Document
 
 _TITLES: dict[Literal["en", "es"], str] = {"en": "English", "es": "Spanish"}
 
@@ -51,22 +51,10 @@ def formula_problems(document: Document) -> Iterator[Problem]:
         return
     from genai_kb.site.maths import check_formulas
 
-    for path, text in strings(document.data):
+    for path, text in document.texts.items():
         if "$" in text:
             for _, message in check_formulas(text):
                 yield Problem(document.file, *document.position(path), ".".join(map(str, path)), message)
-
-
-def strings(value: object, path: FieldPath = ()) -> Iterator[tuple[FieldPath, str]]:
-    """All texts of a document with their paths."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from strings(inner, (*path, key))
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            yield from strings(inner, (*path, number))
 
 
 def translation_problems(document: Document, name: str, compared: Compared, written: Model) -> Iterator[Problem]:

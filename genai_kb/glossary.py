@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genai_kb.checks import strings
 from genai_kb.models import LANGUAGES
 from genai_kb.phrases import Phrases, normal
 from genai_kb.problems import Problem
@@ -60,7 +59,7 @@ def _claimed(number: int, term: Term) -> Iterator[tuple[FieldPath, str, str]]:
 
 def avoid_problems(document: Document, phrases: Phrases[Term]) -> Iterator[Problem]:
     """Renderings in the Spanish texts of a file that the glossary advises against."""
-    texts = [(path, text) for path, text in strings(document.data) if _is_spanish(path)]
+    texts = [(path, text) for path, text in document.texts.items() if _is_spanish(path)]
     if not phrases.may_find("\n".join(text for _, text in texts)):
         return
     for path, text in texts:

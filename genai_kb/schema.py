@@ -54,12 +54,11 @@ def blank(what: str) -> str:
 
 def _blanks(document: Document) -> Iterator[Problem]:
     """Each text that is still to be written."""
-    for path, position in document.positions.items():
-        value = document.value(path)
-        if isinstance(value, str) and re.match(rf"{BLANK}\b", value):
-            what = " ".join(value.removeprefix(BLANK).removeprefix(":").split())
+    for path, text in document.texts.items():
+        if text.startswith(BLANK) and re.match(rf"{BLANK}\b", text):
+            what = " ".join(text.removeprefix(BLANK).removeprefix(":").split())
             message = f"is still to be written{f': {what}' if what else ''}; put the text in place of `{BLANK}`"
-            yield Problem(document.file, *position, _dotted(path), message)
+            yield Problem(document.file, *document.position(path), _dotted(path), message)
 
 
 def _only_echoes(detail: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_FORMULA = 1000
 MAX_PROBLEMS = 5
@@ -143,6 +144,8 @@ def check_url(text: str) -> str:
 
 def count_words(text: str) -> int:
     """Return the number of words between white space, where a formula is one word."""
+    if not _has_markup(text):
+        return len(text.split())
     return len(
         "".join(_STAND_IN if kind in {"math", "display"} else content for kind, content in split_markup(text)).split()
     )
@@ -220,7 +223,17 @@ def _passed(text: str, problems: Iterable[str]) -> str:
     return text
 
 
-def _tokens(text: str) -> Iterator[_Token]:
+def _has_markup(text: str) -> bool:
+    """Whether there can be code, formulas or escapes in a text."""
+    return "$" in text or "`" in text or "\\" in text
+
+
+@lru_cache(maxsize=16_384)  # each text is split when it is read, counted, checked for formulas, shown
+def _tokens(text: str) -> tuple[_Token, ...]:
+    return tuple(_split(text))
+
+
+def _split(text: str) -> Iterator[_Token]:
     end = 0
     for match in _TOKEN.finditer(text):
         if match.start() > end:
@@ -246,8 +259,8 @@ def _text_problems(text: str) -> Iterator[str]:
         return
     yield from _character_problems(text)
     around = text
-    if any(sign in text for sign in "\\`$"):
-        tokens = list(_tokens(text))
+    if _has_markup(text):
+        tokens = _tokens(text)
         for token in tokens:
             if token.kind in {"math", "display"}:
                 yield from _formula_problems(token.kind, token.content)
@@ -286,7 +299,7 @@ def _formula_problems(kind: str, formula: str) -> Iterator[str]:
         )
 
 
-def _stray_problems(tokens: list[_Token]) -> Iterator[str]:
+def _stray_problems(tokens: Sequence[_Token]) -> Iterator[str]:
     strays = "".join(token.content for token in tokens if token.stray)
     if alone := strays.count("$"):
         kinds = [token.kind for token in tokens]

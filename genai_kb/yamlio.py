@@ -102,12 +102,14 @@ class Document:
         data: dicts, lists and scalars as YAML gives them.
         positions: (line, column) of each value by its path, () being the whole document.
         key_positions: (line, column) of each mapping's key by the path of its value.
+        texts: each value that is a string by its path, in the order of the file.
         file: path relative to the root, with forward slashes.
     """
 
     data: Any
     positions: dict[FieldPath, Position]
     key_positions: dict[FieldPath, Position]
+    texts: dict[FieldPath, str]
     file: str
     _lines: list[str] = field(default_factory=list, repr=False, compare=False)
 
@@ -298,6 +300,7 @@ class _Builder:
         self.data: Any = None
         self.positions: dict[FieldPath, Position] = {}
         self.key_positions: dict[FieldPath, Position] = {}
+        self.texts: dict[FieldPath, str] = {}
         self.ends: dict[FieldPath, Position] = {}
         self.stack: list[_Open] = []
         self.documents = 0
@@ -317,7 +320,7 @@ class _Builder:
             self._report(_START, "the file is empty; fill it in like another file of its kind, or delete it", ())
         if self.problems:
             raise ProblemsError(sorted(self.problems)[:MAX_PROBLEMS])
-        return Document(self.data, self.positions, self.key_positions, self.file, self.lines)
+        return Document(self.data, self.positions, self.key_positions, self.texts, self.file, self.lines)
 
     def _read_events(self) -> None:
         loader = _LOADER(self.text.removeprefix(_BYTE_ORDER_MARK))
@@ -394,6 +397,8 @@ class _Builder:
             value = self._converted(loader, event, tag)
         path = self._place(value, event)
         self.ends[path] = _position(event.end_mark)
+        if tag == "str":
+            self.texts[path] = value
 
     def _converted(self, loader: Any, event: yaml.ScalarEvent, tag: str) -> Any:
         """Return the number, date, truth value or null that a plain scalar stands for."""

@@ -1,18 +1,14 @@
-"""What the project promises about itself: its size, and that reading it is quick and needs no torch."""
+"""What the project promises about itself: its size, and that reading it needs no torch."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from genai_kb.validation import validate
 from tests.roadmap import ROOT
-
-COMMAND = [sys.executable, "-c", "from genai_kb.cli import main; main()", "validate"]
 
 
 def test_the_roadmap_is_sound_and_whole() -> None:
@@ -23,24 +19,6 @@ def test_the_roadmap_is_sound_and_whole() -> None:
     assert len(tracks) == 5
     assert sum(len(track.sections) for track in tracks) == 31
     assert validated.catalog.planned == []
-
-
-def processor_seconds() -> float:
-    """What the processes that this one started have used so far."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell what a child process used")
-def test_validation_takes_less_than_a_second() -> None:
-    """From the start of Python on, the best of three; other programs beside it slow the clock, not the processor."""
-    seconds = []
-    for _ in range(3):
-        clock, processor = time.perf_counter(), processor_seconds()
-        done = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
-        seconds.append(min(time.perf_counter() - clock, processor_seconds() - processor))
-        assert " entries, " in done.stdout, done.stderr
-    assert min(seconds) < 1
 
 
 @pytest.mark.parametrize(
