@@ -72,6 +72,10 @@ Fact = Annotated[str, AfterValidator(_visible)]
 Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d{4,9}/[\w.;()/:\[\]+-]+$"), AfterValidator(_visible)]
 
 
+BY_HAND = "given by hand"
+"""The source of facts that a contributor gave; pages say it in their own language."""
+
+
 class _Machine(BaseModel):
     """Base of the machine-written models; keys are spelled as CSL-JSON spells them."""
 

@@ -18,7 +18,7 @@ from genai_kb.arxiv_api import ArxivError, UnreachableError, parse_id
 from genai_kb.bibliography import folded
 from genai_kb.fetch import merged, targets
 from genai_kb.files import write_text
-from genai_kb.metadata import Metadata, Person, read_metadata, write_metadata
+from genai_kb.metadata import BY_HAND, Metadata, Person, read_metadata, write_metadata
 from genai_kb.models import Kind
 from genai_kb.schema import blank, modeline
 from genai_kb.text import check_line, check_url
@@ -242,7 +242,7 @@ def _given(wish: Wish, wanted: str | None) -> Metadata | None:
         "URL": url or (f"https://arxiv.org/abs/{wanted}" if wanted else None),
         "custom": {"arxiv": wanted},
     }
-    return Metadata.model_validate({"bibliography": item, "verified": "memory", "source": "the command line"})
+    return Metadata.model_validate({"bibliography": item, "verified": "memory", "source": BY_HAND})
 
 
 def _bare(catalog: Catalog, slug: str, section: str | None) -> bool:

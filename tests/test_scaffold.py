@@ -152,7 +152,7 @@ def test_without_a_connection_a_title_is_enough(project: Project) -> None:
     assert result.exit_code == 0
     assert "arXiv cannot be reached" in result.stderr
     metadata = read_metadata(project.path("dice-again.json"))
-    assert (metadata.verified, metadata.fetched, metadata.source) == ("memory", None, "the command line")
+    assert (metadata.verified, metadata.fetched, metadata.source) == ("memory", None, "given by hand")
     assert (metadata.bibliography.year, metadata.bibliography.url) == (2001, "https://arxiv.org/abs/cs/0112018")
 
 

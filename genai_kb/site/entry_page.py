@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from genai_kb.bibliography import bibtex, folded
 from genai_kb.codehash import bound_names
+from genai_kb.metadata import BY_HAND
 from genai_kb.models import LANGUAGES, Seen
 from genai_kb.phrases import Phrases
 from genai_kb.site.figures import draw, table
@@ -122,7 +123,7 @@ def _facts(catalog: Catalog, item: Item, language: str) -> str:
     notes = [] if meta.verified == "high" else [words["unverified"]]
     if arxiv:
         notes.append(words["fetched"].format(date=plain(meta.fetched)) if meta.fetched else words["not_fetched"])
-    source = "; ".join([plain(meta.source), *notes])
+    source = "; ".join([words["by_hand"] if meta.source == BY_HAND else plain(meta.source), *notes])
     withdrawn = f" ({words['withdrawn']})" if facts.custom.withdrawn else ""
     tags = [catalog.roadmap.tags[tag][language] for tag in item.entry.tags if tag in catalog.roadmap.tags]
     rows = [
