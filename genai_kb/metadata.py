@@ -69,7 +69,8 @@ def _visible(text: str) -> str:
 
 
 Fact = Annotated[str, AfterValidator(_visible)]
-Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d{4,9}/[\w.;()/:\[\]+-]+$"), AfterValidator(_visible)]
+# Publishers have used every printable sign after the slash, so pages quote it.
+Doi = Annotated[str, StringConstraints(pattern=r"^10\.\d+(\.\d+)*/\S+$", max_length=300), AfterValidator(_visible)]
 
 
 BY_HAND = "given by hand"

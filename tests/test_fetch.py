@@ -320,7 +320,7 @@ def test_killed_at_any_moment_no_file_is_lost_or_half_written(
 @needs_signals
 def test_ctrl_c_keeps_what_was_fetched(project: Project, server: FakeArxiv) -> None:
     files = many(project, server, BATCH + 20)
-    environment = os.environ | {"GENAI_KB_ARXIV_PACE": "5"}
+    environment = os.environ | {"GENAI_KB_ARXIV_PACE": "60"}
     command = [*PROGRAM, "--root", str(project.root), "fetch", "--all"]
     child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None

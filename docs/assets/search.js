@@ -65,8 +65,18 @@
     if (!pagefind) return
     status.textContent ||= dialog.dataset.searching
     const answer = await pagefind.search(query || null, { filters: chosen })
-    const first = await Promise.all(answer.results.slice(0, PAGE).map((result) => result.data()))
-    if (turn === latest) show(answer.results, query, first)
+    const near = answer.results.slice(0, 2 * PAGE)
+    const pages = await Promise.all(near.map((result) => result.data()))
+    const order = [...near.keys()].sort((a, b) => named(query, pages[b]) - named(query, pages[a]))
+    const results = [...order.map((i) => near[i]), ...answer.results.slice(near.length)]
+    if (turn === latest) show(results, query, order.slice(0, PAGE).map((i) => pages[i]))
+  }
+
+  // Many titles hold the name of a method; the page that bears just this name comes before them.
+  function named(query, page) {
+    const wanted = words(query).join(" ")
+    const names = page.meta.title.split(/[()]/).map((name) => words(name).join(" "))
+    return names.includes(wanted)
   }
 
   function clear() {

@@ -6,6 +6,7 @@ import ast
 import posixpath
 from functools import lru_cache
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from genai_kb.bibliography import bibtex, folded
 from genai_kb.codehash import bound_names
@@ -132,7 +133,7 @@ def _facts(catalog: Catalog, item: Item, language: str) -> str:
         (words["published"], _date(item)),
         (words["venue"], plain(facts.container_title or "")),
         (words["arxiv"], _link(f"https://arxiv.org/abs/{arxiv}", arxiv) + withdrawn if arxiv else ""),
-        (words["doi"], _link(f"https://doi.org/{facts.doi}", facts.doi) if facts.doi else ""),
+        (words["doi"], _link(f"https://doi.org/{quote(facts.doi)}", facts.doi) if facts.doi else ""),
         (words["code"], _link(code, code.removeprefix("https://")) if code else ""),
         (words["license"], plain(facts.custom.license or "")),
         (words["topics"], plain(", ".join(tags))),

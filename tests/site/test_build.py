@@ -257,7 +257,7 @@ def test_the_site_is_served_until_interrupted(site: Path) -> None:
         for process in (server, second):
             process.send_signal(signal.SIGINT)
     for process in (server, second):
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
         assert errors == ""
 
