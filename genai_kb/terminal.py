@@ -65,16 +65,25 @@ def _visible(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text.expandtabs())
 
 
-class Progress:
-    """Progress over all tasks: a bar with the time left on a terminal, a line per task elsewhere."""
+class Counter:
+    """How many of a number of things are done: a bar with the time left on a terminal, a line each time elsewhere."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, doing: str, total: int, things: str = "") -> None:
+        self._total, self._things = total, things
         self._done = 0
         self._bar: RichProgress | None = None
         if sys.stderr.isatty():
-            self._bar = _progress_bar()
-            self._task = self._bar.add_task("measuring", total=total)
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(doing, total=total)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -86,6 +95,22 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+    def advance(self, number: int, told: str = "") -> None:
+        """So many more are done; `told` says what they were, where there is no bar."""
+        self._done += number
+        if self._bar:
+            self._bar.advance(self._task, number)
+        else:
+            line = f"[{self._done}/{self._total}] {told or self._things}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - plain lines where there is no terminal
+
+
+class Progress(Counter):
+    """Progress over all tasks of a run."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__("measuring", total)
 
     def started(self, task: Task) -> None:
         """A task has begun."""
@@ -94,56 +119,8 @@ class Progress:
 
     def finished(self, outcome: Outcome) -> None:
         """A task is over, well or not."""
-        self._done += 1
-        if self._bar:
-            self._bar.advance(self._task)
-        else:
-            state = f"{outcome.seconds:.1f} s" if outcome.ok else "failed"
-            line = f"[{self._done}/{self._total}] {outcome.task.slug} seed {outcome.task.seed}: {state}"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - plain lines where there is no terminal
-
-
-def _progress_bar() -> RichProgress:
-    return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
-class Counter:
-    """How many of a number of things are done: a bar on a terminal, a line each time elsewhere."""
-
-    def __init__(self, doing: str, total: int, things: str) -> None:
-        self._doing, self._total, self._things = doing, total, things
-        self._done = 0
-        self._bar = _progress_bar() if sys.stderr.isatty() else None
-
-    def __enter__(self) -> Self:
-        if self._bar:
-            self._task = self._bar.add_task(self._doing, total=self._total)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def advance(self, number: int) -> None:
-        """So many more are done."""
-        self._done += number
-        if self._bar:
-            self._bar.advance(self._task, number)
-        else:
-            line = f"[{self._done}/{self._total}] {self._things}"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - plain lines where there is no terminal
+        state = f"{outcome.seconds:.1f} s" if outcome.ok else "failed"
+        self.advance(1, f"{outcome.task.slug} seed {outcome.task.seed}: {state}")
 
 
 def _badge(verdict: Verdict) -> Text:
