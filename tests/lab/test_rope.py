@@ -17,6 +17,7 @@ from reproductions.lab.rope import RotaryAttention, rotary_frequencies, rotate, 
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.training import count_parameters  # noqa: E402
 from reproductions.lab.transformer import TinyGPT  # noqa: E402
+from tests.optional import reference  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ def test_each_pair_turns_by_its_own_angle(d: int, base: float) -> None:
 
 
 def test_a_rotation_is_that_of_rotary_embedding_torch() -> None:
-    library = pytest.importorskip("rotary_embedding_torch", reason="rotary-embedding-torch is not installed")
+    library = reference("rotary_embedding_torch")
     x = vectors(2, 3, 20, 8)
     expected = library.RotaryEmbedding(dim=8, cache_if_possible=False).rotate_queries_or_keys(x)
     # the library computes its angles in float32

@@ -88,12 +88,13 @@ def test_recurrence_convolution_and_both_kernels_agree(size: int, length: int, s
 
 
 def test_a_layer_is_causal_and_linear_and_equals_its_recurrence() -> None:
-    sizes = s4.Settings(d=3, N_trained=4)
+    sizes = s4.Settings(d=3, N_trained=4, lr_share=0.5)
     layer = init_model(lambda: s4.S4Layer(sizes, lambda: s4.hippo(4)), 0).double()
+    layer.A_change.data = 0.1 * randn(3, 4, 4, stream="change")
     u, v = randn(2, 3, 30, stream="u"), randn(2, 3, 30, stream="v")
     changed = u.clone()
     changed[..., 20:] = 9.0
-    A_bar, B_bar = s4.discretise(layer.A, layer.B, layer.log_delta.exp())
+    A_bar, B_bar = s4.discretise(layer.A_start + 0.5 * layer.A_change, layer.B, layer.log_delta.exp())
     by_steps = torch.stack([s4.scan(A_bar[c], B_bar[c], u[:, c]) @ layer.C[c] for c in range(3)], dim=1)
 
     torch.testing.assert_close(layer(u), by_steps + layer.D[:, None] * u, atol=1e-10, rtol=0)

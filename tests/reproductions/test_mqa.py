@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,22 +14,26 @@ from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.training import count_parameters  # noqa: E402
 from tests.reproductions.loading import load  # noqa: E402
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 mqa = load("background/transformer-architecture/mqa.py")
 ARMS = sorted(mqa.ARMS)
-SMALL = mqa.Settings(d=16, length=12, decoded=12)
+SMALL = mqa.Settings(length=12, decoded=12)
 
 
-def randn(*shape: int, stream: str) -> torch.Tensor:
+def randn(*shape: int, stream: str) -> Tensor:
     """Normal draws in float64 that `stream` decides."""
-    return torch.randn(*shape, generator=generator(0, stream), dtype=torch.float64)
+    draws: Tensor = torch.randn(*shape, generator=generator(0, stream), dtype=torch.float64)
+    return draws
 
 
 @pytest.mark.parametrize("g", [1, 2, 8])
 def test_reading_a_cache_gives_every_head_what_attention_to_its_own_copy_would(g: int) -> None:
     q, K, V = randn(3, 8, 1, 4, stream="q"), randn(3, g, 9, 4, stream="K"), randn(3, g, 9, 4, stream="V")
-    copies = [part.repeat_interleave(8 // g, dim=1) for part in (K, V)]
+    expected = F.scaled_dot_product_attention(q, K.repeat_interleave(8 // g, 1), V.repeat_interleave(8 // g, 1))
 
-    torch.testing.assert_close(mqa.read(q, K, V), F.scaled_dot_product_attention(q, *copies), atol=1e-12, rtol=0)
+    torch.testing.assert_close(mqa.read(q, K, V), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -76,7 +82,7 @@ def test_the_counter_of_reads_counts_copies_and_no_views() -> None:
 
 @pytest.mark.parametrize(("arm", "kept_heads"), [("mha", 8), ("mqa", 1)])
 def test_traffic_is_keys_and_values_once_and_queries_and_scores_twice(arm: str, kept_heads: int) -> None:
-    multiply_adds, elements = mqa.traffic(mqa.ARMS[arm], S=7, B=3, gen=generator(0))
+    multiply_adds, elements = mqa.traffic(mqa.ARMS[arm], S=7, B=3)
 
     assert multiply_adds == 3 * 2 * 8 * 7 * 8
     assert elements == 3 * (2 * kept_heads * 7 * 8 + 2 * 8 * 8 + 2 * 8 * 7)

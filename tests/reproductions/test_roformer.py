@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from reproductions.lab.rope import rotate  # noqa: E402
 from reproductions.lab.seeding import generator  # noqa: E402
+from tests.optional import reference  # noqa: E402
 from tests.reproductions.loading import load  # noqa: E402
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def test_rotations_add_up_and_are_orthogonal() -> None:
 
 
 def test_scores_are_those_of_the_rotation_library() -> None:
-    library = pytest.importorskip("rotary_embedding_torch", reason="rotary-embedding-torch is not installed")
+    library = reference("rotary_embedding_torch")
     x, W_q, W_k = randn(12, 8, stream="x"), randn(8, 8, stream="q"), randn(8, 8, stream="k")
     turn = library.RotaryEmbedding(dim=8, cache_if_possible=False).rotate_queries_or_keys
     expected = turn(x @ W_q.T) @ turn(x @ W_k.T).T / 8**0.5

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
+from tests.optional import reference  # noqa: E402
 from tests.reproductions.loading import load  # noqa: E402
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def randn(*shape: int, stream: str) -> Tensor:
 
 
 def test_rotate_half_is_that_of_gpt_neox_in_transformers() -> None:
-    neox = pytest.importorskip("transformers.models.gpt_neox.modeling_gpt_neox", reason="transformers is not installed")
+    neox = reference("transformers.models.gpt_neox.modeling_gpt_neox")
     x, positions = randn(1, 1, 9, 8, stream="x"), torch.arange(9)
     angles = (positions[:, None] * rotary.rotary_frequencies(8)).repeat(1, 2)[None]
     expected, _ = neox.apply_rotary_pos_emb(x, x, angles.cos(), angles.sin())
@@ -34,7 +35,7 @@ def test_rotate_half_is_that_of_gpt_neox_in_transformers() -> None:
 
 
 def test_rotate_interleaved_is_that_of_gpt_j_in_transformers() -> None:
-    gptj = pytest.importorskip("transformers.models.gptj.modeling_gptj", reason="transformers is not installed")
+    gptj = reference("transformers.models.gptj.modeling_gptj")
     x, positions = randn(1, 9, 1, 8, stream="x"), torch.arange(9)  # (B, T, h, d)
     angles = (positions[:, None] * rotary.rotary_frequencies(8))[None]
     expected = gptj.apply_rotary_pos_emb(x, angles.sin(), angles.cos())
@@ -73,7 +74,7 @@ def test_rotated_weights_of_linear_attention_survive_a_shift_and_differ_from_pla
 
 
 def test_buckets_of_distances_are_those_of_t5_in_transformers() -> None:
-    t5 = pytest.importorskip("transformers.models.t5.modeling_t5", reason="transformers is not installed")
+    t5 = reference("transformers.models.t5.modeling_t5")
     distance = torch.arange(300)
     expected = t5.T5Attention._relative_position_bucket(-distance, bidirectional=False)
     assert rotary.RelativeBias(2).bucket(distance).tolist() == expected.tolist()
