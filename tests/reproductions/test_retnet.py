@@ -1,9 +1,8 @@
-"""The three forms of retention are one function, which torchscale's layer computes too."""
+"""The three forms of retention are one function; its decays, its cost, and what surrounds it."""
 
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,25 +100,3 @@ def test_the_cost_of_a_token_grows_with_the_text_in_attention_only() -> None:
 
     assert retnet.cost("recurrent", 64, sizes) == retnet.cost("recurrent", 2048, sizes) == 2 * 4 * 16 * 32
     assert retnet.cost("attention", 2048, sizes) == 2 * 2048 * 64
-
-
-def test_the_layer_agrees_with_torchscale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchscale scales every row of D, which the normalisation undoes; as long as no epsilon disturbs it."""
-    reference = pytest.importorskip(
-        "torchscale.component.multiscale_retention", reason="pip install --no-deps torchscale==0.3.0 to compare with it"
-    )
-    monkeypatch.setattr(retnet, "EPS", 0.0)
-    ours, x = layer(), randn(2, 21, 16, stream="x")
-    theirs = reference.MultiScaleRetention(SimpleNamespace(multiway=False, layernorm_eps=0.0), 16, 32, 4).double()
-    for name in ("q_proj", "k_proj", "v_proj", "g_proj"):
-        getattr(theirs, name).load_state_dict(ours.get_submodule(name).state_dict())
-    theirs.out_proj.load_state_dict(ours.get_submodule("o_proj").state_dict())
-    theirs.group_norm = nn.LayerNorm(8, eps=0.0, elementwise_affine=False)  # the paper's norm; 0.3.0 does not centre
-    angle = torch.arange(21)[:, None] * 10000.0 ** (-torch.arange(0, 4, 2, dtype=torch.float64) / 4)
-    angle = angle.repeat_interleave(2, dim=1)
-    mask = retnet.decay_mask(ours.gamma, 21)
-    mask = mask / mask.sum(-1, keepdim=True).sqrt()
-
-    expected = theirs(x, ((angle.sin(), angle.cos()), mask))
-
-    torch.testing.assert_close(ours(x), expected, atol=1e-10, rtol=0)
