@@ -11,14 +11,13 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from torch import nn  # noqa: E402
 
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.training import count_parameters  # noqa: E402
 from tests.reproductions.loading import load  # noqa: E402
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 retnet = load("beyond-transformers/new-model-architectures/retnet.py")
 
