@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -139,12 +140,22 @@ def test_peaks_stand_in_the_middle_of_their_parts() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["tanh 2", "tanh 3", "silu 3"])
+@pytest.mark.parametrize("kind", ["tanh 2 x1", "tanh 3 x1", "silu 3 x1", "tanh 2 x10"])
 @pytest.mark.parametrize(("n_in", "intervals"), [(2, 3), (2, 5), (2, 10), (2, 20), (1, 5), (1, 10), (1, 20)])
 def test_an_mlp_has_about_as_many_parameters_as_the_kan(kind: str, n_in: int, intervals: int) -> None:
     target = count_parameters(kan.kan_network((n_in, 5, 1), intervals))
 
     assert abs(count_parameters(kan.matched_mlp(kind, n_in, target)) / target - 1) <= 0.1
+
+
+def test_a_steep_first_layer_is_the_usual_one_times_its_factor() -> None:
+    usual, steep = (
+        init_model(functools.partial(kan.matched_mlp, kind, 1, 100), 0) for kind in ("tanh 3 x1", "tanh 3 x10")
+    )
+
+    torch.testing.assert_close(steep[0].weight, 10 * usual[0].weight)
+    torch.testing.assert_close(steep[0].bias, 10 * usual[0].bias)
+    torch.testing.assert_close(steep[2].weight, usual[2].weight, atol=0, rtol=0)
 
 
 def test_the_budget_of_evaluations_is_kept() -> None:
