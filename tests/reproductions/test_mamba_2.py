@@ -111,13 +111,13 @@ def test_no_output_depends_on_later_tokens(N: int) -> None:  # noqa: N803 - the 
     assert (before[:, 8:] != after[:, 8:]).any(-1).all()
 
 
-def test_the_layer_is_made_of_pytorch_s_convolution_and_the_recurrence() -> None:
+def test_the_layer_is_a_causal_convolution_and_the_recurrence() -> None:
     layer = init_model(lambda: mamba2.SSDLayer(6, 3, 4), 0).double()
     x = torch.randn(2, 9, 6, generator=generator(0), dtype=torch.float64)
-    conv = nn.Conv1d(12, 12, 4, groups=12, padding=3, bias=False).double()
-    conv.weight.data = layer.taps.data.T[:, None].clone()
     gate, u_b_c, dt = torch.split(layer.in_proj(layer.norm(x)), [6, 12, 1], dim=-1)
-    u, B, C = torch.split(nn.functional.silu(conv(u_b_c.mT)[..., :9].mT)[:, None], [6, 3, 3], dim=-1)
+    lagged = [nn.functional.pad(u_b_c, (0, 0, lag, 0))[:, :9] for lag in (3, 2, 1, 0)]
+    convolved = sum(x * tap for x, tap in zip(lagged, layer.conv.weight[:, 0].T, strict=True)) + layer.conv.bias
+    u, B, C = torch.split(nn.functional.silu(convolved)[:, None], [6, 3, 3], dim=-1)
     dt = nn.functional.softplus(dt.mT + layer.dt_bias)
     Y = mamba2.recurrent(u * dt[..., None], -layer.log_A.exp() * dt, B, C) + layer.skip * u
 
