@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
 from reproductions.lab.flops import count_flops  # noqa: E402
+from reproductions.lab.recall import associative_recall  # noqa: E402
 from reproductions.lab.seeding import generator, init_model  # noqa: E402
 from reproductions.lab.training import count_parameters  # noqa: E402
 from tests.reproductions.loading import load  # noqa: E402
@@ -116,7 +118,7 @@ def test_the_layer_is_a_causal_convolution_and_the_recurrence() -> None:
     x = torch.randn(2, 9, 6, generator=generator(0), dtype=torch.float64)
     gate, u_b_c, dt = torch.split(layer.in_proj(layer.norm(x)), [6, 12, 1], dim=-1)
     lagged = [nn.functional.pad(u_b_c, (0, 0, lag, 0))[:, :9] for lag in (3, 2, 1, 0)]
-    convolved = sum(x * tap for x, tap in zip(lagged, layer.conv.weight[:, 0].T, strict=True)) + layer.conv.bias
+    convolved = sum(x * tap for x, tap in zip(lagged, layer.taps, strict=True)) + layer.conv_bias
     u, B, C = torch.split(nn.functional.silu(convolved)[:, None], [6, 3, 3], dim=-1)
     dt = nn.functional.softplus(dt.mT + layer.dt_bias)
     Y = mamba2.recurrent(u * dt[..., None], -layer.log_A.exp() * dt, B, C) + layer.skip * u
@@ -144,3 +146,17 @@ def test_costs_are_those_of_the_formulas() -> None:
     assert mamba2.cost(partial(mamba2.chunked, Q=4), T, sizes)[0] == T * 4 * P + H * T * (4 * P + 2 * P * P)
     longer = [mamba2.cost(mamba2.recurrent, T, sizes)[1] for T in (64, 128)]
     assert longer[1] - longer[0] >= 3 * 64
+
+
+def test_the_best_guess_that_looks_at_no_key_is_as_the_entry_says() -> None:
+    sizes = mamba2.Settings()
+    draw = (sizes.pairs, sizes.queries, sizes.keys, sizes.values)
+    tokens, answers = associative_recall(4000, *draw, generator(0))
+    right = []
+    for shown, asked in zip(tokens[:, 1 : 2 * sizes.pairs : 2].tolist(), answers.tolist(), strict=True):
+        left = Counter(value - sizes.keys for value in shown)
+        for answer in asked:
+            right.append(left.most_common(1)[0][0] == answer)  # the value that is left most often
+            left[answer] -= 1
+
+    assert sum(right) / len(right) == pytest.approx(0.28, abs=0.01)
