@@ -133,8 +133,9 @@ class Record(_Model):
     def figure_rows(self) -> list[dict[str, Any]]:
         """The rows as the reproduction returned them, with the column `seed`."""
         return [
-            {"panel": panel, **dict(zip(table.columns, values, strict=True))}
+            dict(zip(names, (panel, *values), strict=True))
             for panel, table in self.rows.items()
+            for names in [("panel", *table.columns)]
             for values in table.values
         ]
 
