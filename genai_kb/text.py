@@ -151,6 +151,13 @@ def count_words(text: str) -> int:
     )
 
 
+def single_spaced(text: str) -> str:
+    """Return a text with a single space for each run of white space, and none at its ends."""
+    if text.isprintable() and "  " not in text:  # the usual case: no printable character but the space is white
+        return text.strip()
+    return " ".join(text.split())
+
+
 def split_markup(text: str) -> list[tuple[Kind, str]]:
     r"""Split a text into pieces of Markdown, code and formulas, in order.
 
