@@ -104,9 +104,11 @@ def validate(context: click.Context, style: str, *, strict: bool) -> None:
     """Check every file and all references between them."""
     from dataclasses import asdict
 
+    from genai_kb.collector import kept_to_the_end
     from genai_kb.validation import validate as check
 
-    validated = check(context.obj())
+    with kept_to_the_end():
+        validated = check(context.obj())
     problems = validated.problems
     if style == "json":
         click.echo(json.dumps([asdict(problem) for problem in problems], indent=1, ensure_ascii=False))

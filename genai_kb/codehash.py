@@ -13,12 +13,12 @@ import io
 import tokenize
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from genai_kb.files import RefusedFileError, read_project_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 LAB = "reproductions.lab"
@@ -91,6 +91,7 @@ class CodeHasher:
         self._root = root
         self._lab: dict[Path, _Module] = {}
         self._definitions: dict[tuple[str, str], _Code] = {}
+        self._lab_files: dict[str, Path | None] = {}
         self._names: dict[Path, set[str]] = {}
 
     def hash(self, reproduction: Path) -> str:
@@ -192,9 +193,8 @@ class CodeHasher:
         if module != LAB and not module.startswith(f"{LAB}."):
             message = f"imports {module}; of the project, import from {LAB} only, by its full name"
             raise CodeError(file, statement.lineno, message)
-        target = self._root.joinpath(*module.split("."))
-        target = target / "__init__.py" if target.is_dir() else target.with_suffix(".py")
-        if not target.is_file():
+        target = self._lab_file(module)
+        if target is None:
             raise CodeError(file, statement.lineno, f"imports {module}, which does not exist")
         if any(alias.name == "*" for alias in statement.names):
             raise CodeError(file, statement.lineno, f"imports * from {module}; name what you need")
@@ -202,6 +202,14 @@ class CodeHasher:
             alias.asname or alias.name: _LabImport(target, alias.name, file, statement.lineno)
             for alias in statement.names
         }
+
+    def _lab_file(self, module: str) -> Path | None:
+        """The file of a lab module, looked for once."""
+        if module not in self._lab_files:
+            target = self._root.joinpath(*module.split("."))
+            target = target / "__init__.py" if target.is_dir() else target.with_suffix(".py")
+            self._lab_files[module] = target if target.is_file() else None
+        return self._lab_files[module]
 
 
 def _concerns_project(statement: ast.Import | ast.ImportFrom) -> bool:
@@ -272,16 +280,15 @@ class _Writer:
 
     def text(self, node: Any) -> str:
         """The text of a node, a list of them, or a plain value."""
-        if isinstance(node, list):
-            return f"[{','.join([self.text(part) for part in node])}]"
-        if not isinstance(node, ast.AST):
+        kind = type(node)
+        write = self._shorter.get(kind)
+        return write(self, node) if write else self._any(kind, node)
+
+    def _any(self, kind: Any, node: Any) -> str:
+        if not issubclass(kind, ast.AST):
             return repr(node)
-        if isinstance(node, ast.Name):  # every third node, so it takes a shorter way to the same text
-            self.names.add(node.id)
-            return f"Name(id={node.id!r})"
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if kind is ast.Import or kind is ast.ImportFrom:
             self.imports.append(node)
-        kind: Any = type(node)
         parts = []
         for name in _fields(kind):
             value = getattr(node, name, None)
@@ -289,8 +296,30 @@ class _Writer:
                 continue
             if name == "body" and isinstance(value, list):
                 value = [part for part in value if not _is_docstring(part)]
-            parts.append(f"{name}={value!r}" if isinstance(value, str) else f"{name}={self.text(value)}")
+            parts.append(f"{name}={self.text(value)}")
         return f"{kind.__name__}({','.join(parts)})"
+
+    def _list(self, nodes: list[Any]) -> str:
+        return f"[{','.join([self.text(node) for node in nodes])}]"
+
+    def _name(self, node: ast.Name) -> str:
+        self.names.add(node.id)
+        return f"Name(id={node.id!r})"
+
+    def _constant(self, node: ast.Constant) -> str:
+        return "Constant()" if node.value is None else f"Constant(value={node.value!r})"
+
+    def _attribute(self, node: ast.Attribute) -> str:
+        return f"Attribute(value={self.text(node.value)},attr={node.attr!r})"
+
+    # Most nodes are of these kinds, so they take a shorter way to the text that `_any` would give.
+    _shorter: ClassVar[dict[type, Callable[[_Writer, Any], str]]] = {
+        str: lambda _, value: repr(value),
+        list: _list,
+        ast.Name: _name,
+        ast.Constant: _constant,
+        ast.Attribute: _attribute,
+    }
 
 
 @cache

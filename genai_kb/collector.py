@@ -23,3 +23,11 @@ def without_collector() -> Iterator[None]:
     finally:
         if collected:
             gc.enable()
+
+
+@contextmanager
+def kept_to_the_end() -> Iterator[None]:
+    """Look for no cycles meanwhile, nor ever in what was made: for a command that prints it and ends the process."""
+    with without_collector():
+        yield
+        gc.freeze()

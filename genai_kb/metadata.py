@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from genai_kb.files import read_project_file, write_json
 from genai_kb.models import LANGUAGES, Bilingual, BilingualLine, Term, Url
-from genai_kb.text import forbidden_characters
+from genai_kb.text import forbidden_characters, single_spaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,6 +220,6 @@ def text_hashes(written: Model) -> dict[str, str]:
     """A short hash of each language's text; line breaks and spacing do not count."""
     found = list(texts(written))
     return {
-        language: hashlib.sha256("\0".join(" ".join(t[language].split()) for t in found).encode()).hexdigest()[:12]
+        language: hashlib.sha256("\0".join([single_spaced(t[language]) for t in found]).encode()).hexdigest()[:12]
         for language in LANGUAGES
     }

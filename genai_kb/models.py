@@ -270,10 +270,12 @@ class Claim(Model):
 
     @model_validator(mode="after")
     def _condition_fits_metrics(self) -> Self:
-        words = re.finditer(r"[A-Za-z_]\w*", self.holds_if)
-        unknown = parse(self.holds_if).names - set(self.metrics)
-        message = "names {}, which the claim's `metrics` do not list; add it there or mend the name"
-        _refuse([Misfit(("holds_if",), message.format(word[0]), word.start()) for word in words if word[0] in unknown])
+        if unknown := parse(self.holds_if).names.difference(self.metrics):
+            words = re.finditer(r"[A-Za-z_]\w*", self.holds_if)
+            message = "names {}, which the claim's `metrics` do not list; add it there or mend the name"
+            _refuse(
+                [Misfit(("holds_if",), message.format(word[0]), word.start()) for word in words if word[0] in unknown]
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, model_validator
 from genai_kb.files import read_project_file, write_text
 from genai_kb.holds_if import parse
 from genai_kb.models import Bilingual, Claim, Entry
+from genai_kb.text import single_spaced
 from genai_kb.verdicts import Judgement, judge
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class Judged:
     @classmethod
     def of(cls, holds_if: str, metrics: Iterable[str], test: Bilingual) -> Self:
         """Collect it; spacing and the order of metrics do not count."""
-        flat = (" ".join(test.en.split()), " ".join(test.es.split()))
-        return cls(" ".join(holds_if.split()), frozenset(metrics), flat)
+        flat = (single_spaced(test.en), single_spaced(test.es))
+        return cls(single_spaced(holds_if), frozenset(metrics), flat)
 
 
 class Environment(_Model):
@@ -133,8 +134,9 @@ class Record(_Model):
     def figure_rows(self) -> list[dict[str, Any]]:
         """The rows as the reproduction returned them, with the column `seed`."""
         return [
-            {"panel": panel, **dict(zip(table.columns, values, strict=True))}
+            dict(zip(names, (panel, *values), strict=True))
             for panel, table in self.rows.items()
+            for names in [("panel", *table.columns)]
             for values in table.values
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +19,7 @@ from genai_kb.problems import Problem, ProblemsError
 from genai_kb.text import decomposed_words, excerpt, forbidden_characters, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MAX_BYTES = 64 * 1024
@@ -100,18 +101,26 @@ class Document:
 
     Attributes:
         data: dicts, lists and scalars as YAML gives them.
-        positions: (line, column) of each value by its path, () being the whole document.
-        key_positions: (line, column) of each mapping's key by the path of its value.
         texts: each value that is a string by its path, in the order of the file.
         file: path relative to the root, with forward slashes.
     """
 
     data: Any
-    positions: dict[FieldPath, Position]
-    key_positions: dict[FieldPath, Position]
     texts: dict[FieldPath, str]
     file: str
-    _lines: list[str] = field(default_factory=list, repr=False, compare=False)
+    _marks: dict[FieldPath, Any] = field(repr=False, compare=False)  # as the parser gave them
+    _key_marks: dict[FieldPath, Any] = field(repr=False, compare=False)
+    _lines: list[str] = field(repr=False, compare=False)
+
+    @cached_property
+    def positions(self) -> dict[FieldPath, Position]:
+        """(line, column) of each value by its path, () being the whole document."""
+        return {path: _position(mark) for path, mark in self._marks.items()}
+
+    @cached_property
+    def key_positions(self) -> dict[FieldPath, Position]:
+        """(line, column) of each mapping's key by the path of its value."""
+        return {path: _position(mark) for path, mark in self._key_marks.items()}
 
     def position(self, path: FieldPath) -> Position:
         """Return the (line, column) of a value, or of the nearest parent that exists."""
@@ -186,7 +195,7 @@ def _content(path: Path, root: Path, file: str) -> bytes:
     """Return the bytes of a regular file below the root, if they are not too many."""
     try:
         target = path.resolve(strict=True)
-        if not target.is_relative_to(root.resolve()):
+        if not (target.is_relative_to(root) or target.is_relative_to(root.resolve())):  # the first is the quicker
             _fail(file, "the file leads out of the project, perhaps by a link; put the file itself here")
         status = target.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -259,29 +268,21 @@ def _raw_problems(text: str) -> list[tuple[Position, str]]:
 
 @dataclass(slots=True)
 class _Open:
-    """A mapping or list whose end has not been read yet; `key` waits for its value."""
+    """A mapping or list whose end has not been read yet.
+
+    Attributes:
+        path: leads to it.
+        node: what it holds so far.
+        key: of the value that comes next: in a list its number; None in a mapping while a key comes next.
+    """
 
     path: FieldPath
-    node: dict[str, Any] | list[Any]
-    key: str | None = None
-
-    def awaits_key(self) -> bool:
-        """Say whether the next scalar is a key."""
-        return isinstance(self.node, dict) and self.key is None
+    node: Any
+    key: Any
 
     def next_path(self) -> FieldPath:
         """Return the path of the value that comes next."""
-        if isinstance(self.node, list):
-            return (*self.path, len(self.node))
         return self.path if self.key is None else (*self.path, self.key)
-
-    def add(self, value: Any) -> None:
-        """Add the value that comes next."""
-        if isinstance(self.node, list):
-            self.node.append(value)
-        elif self.key is not None:
-            self.node[self.key] = value
-            self.key = None
 
 
 class _StopReading(Exception):  # noqa: N818 - it ends a loop, what was wrong is reported before
@@ -298,12 +299,13 @@ class _Builder:
         self.raw_problems = _raw_problems(text)
         self.problems: list[Problem] = []
         self.data: Any = None
-        self.positions: dict[FieldPath, Position] = {}
-        self.key_positions: dict[FieldPath, Position] = {}
+        self.marks: dict[FieldPath, Any] = {}
+        self.key_marks: dict[FieldPath, Any] = {}
         self.texts: dict[FieldPath, str] = {}
-        self.ends: dict[FieldPath, Position] = {}
+        self.ends: dict[FieldPath, Any] = {}
         self.stack: list[_Open] = []
         self.documents = 0
+        self.loader: Any = None
 
     def build(self) -> Document:
         """Read all events; raise ProblemsError if anything was wrong."""
@@ -316,39 +318,35 @@ class _Builder:
                 self._report_syntax(error)
         for position, message in self.raw_problems:
             self.problems.append(Problem(self.file, *position, self._field_at(position), message))
-        if not self.positions and not self.problems:
+        if not self.marks and not self.problems:
             self._report(_START, "the file is empty; fill it in like another file of its kind, or delete it", ())
         if self.problems:
             raise ProblemsError(sorted(self.problems)[:MAX_PROBLEMS])
-        return Document(self.data, self.positions, self.key_positions, self.texts, self.file, self.lines)
+        return Document(self.data, self.texts, self.file, self.marks, self.key_marks, self.lines)
 
     def _read_events(self) -> None:
-        loader = _LOADER(self.text.removeprefix(_BYTE_ORDER_MARK))
+        take: dict[type[yaml.Event], Callable[[Any], object]] = {
+            yaml.ScalarEvent: self._take_scalar,
+            yaml.MappingStartEvent: self._open,
+            yaml.SequenceStartEvent: self._open,
+            yaml.MappingEndEvent: self._close,
+            yaml.SequenceEndEvent: self._close,
+            yaml.AliasEvent: self._take_alias,
+            yaml.DocumentStartEvent: self._start_document,
+        }
+        self.loader = _LOADER(self.text.removeprefix(_BYTE_ORDER_MARK))
         try:
-            while loader.check_event():
-                self._take(loader, loader.get_event())
+            for event in iter(self.loader.get_event, None):
+                if (kind := type(event)) in take:
+                    take[kind](event)
         finally:
-            loader.dispose()
+            self.loader.dispose()
 
-    def _take(self, loader: Any, event: yaml.Event) -> None:
-        if isinstance(event, yaml.ScalarEvent):
-            self._refuse_anchor_and_tag(event)
-            if self.stack and self.stack[-1].awaits_key():
-                self._take_key(event)
-            else:
-                self._take_scalar(loader, event)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            self._refuse_anchor_and_tag(event)
-            self._open(event)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            self.stack.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            self._refuse_as_key(event)
-            name = excerpt(f"*{event.anchor}")
-            self._refuse(event, f"the alias {name} is refused; write its content out")
-            self._place(None, event)
-        elif isinstance(event, yaml.DocumentStartEvent):
-            self._start_document(event)
+    def _take_alias(self, event: yaml.AliasEvent) -> None:
+        self._refuse_as_key(event)
+        name = excerpt(f"*{event.anchor}")
+        self._refuse(event, f"the alias {name} is refused; write its content out")
+        self._place(None, event)
 
     def _start_document(self, event: yaml.DocumentStartEvent) -> None:
         self.documents += 1
@@ -359,48 +357,62 @@ class _Builder:
             raise _StopReading
 
     def _open(self, event: yaml.CollectionStartEvent) -> None:
+        if event.anchor is not None or event.tag is not None:
+            self._refuse_anchor_and_tag(event)
         self._refuse_as_key(event)
         if len(self.stack) == MAX_DEPTH:
             self._refuse(event, _TOO_DEEP)
             raise _StopReading
         node: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
-        self.stack.append(_Open(self._place(node, event), node))
+        path = self._place(node, event)
+        self.stack.append(_Open(path, node, 0 if isinstance(node, list) else None))
 
-    def _take_key(self, event: yaml.ScalarEvent) -> None:
-        parent, key, tag = self.stack[-1], event.value, _tag(event)
+    def _close(self, _: yaml.CollectionEndEvent) -> None:
+        self.stack.pop()
+
+    def _take_scalar(self, event: yaml.ScalarEvent) -> None:
+        if event.anchor is not None or event.tag is not None:
+            self._refuse_anchor_and_tag(event)
+        value = event.value
+        tag = _plain_tag(value) if event.implicit[0] else "str"  # quoted, a block, or tagged
+        if self.stack and self.stack[-1].key is None:
+            self._take_key(event, value, tag)
+            return
+        if tag != "str":
+            if not self.stack and tag == "null" and not value:
+                return  # a document without content counts as an empty file
+            value = self._converted(event, tag)
+        elif event.style == '"':
+            self._check_escapes(event)
+        path = self._place(value, event)
+        if tag == "str":
+            self.texts[path] = value
+        if self.raw_problems:
+            self.ends[path] = event.end_mark
+
+    def _take_key(self, event: yaml.ScalarEvent, key: str, tag: str) -> None:
+        if tag != "str":
+            self._refuse_key(event, key, tag)
+        parent = self.stack[-1]
         path = (*parent.path, key)
+        mark: Any = event.start_mark
+        first = self.key_marks.setdefault(path, mark)
+        if first is not mark:
+            message = f"the key {excerpt(key)} is there twice, first in line {first.line + 1}; keep one"
+            self._refuse(event, message, path)
+        parent.key = key
+        if event.style == '"':
+            self._check_escapes(event)
+
+    def _refuse_key(self, event: yaml.ScalarEvent, key: str, tag: str) -> None:
         if tag == "merge":
             self._refuse(event, "the merge key `<<` is refused; write the keys out")
         elif tag == "null" and not key:
             self._refuse(event, "a key is missing before the colon; write `key: value`")
-        elif tag != "str":
-            self._refuse(event, f"YAML reads the key {excerpt(key)} as {_TYPES[tag]}; put it in quotes")
-        if path in self.key_positions:
-            first = self.key_positions[path][0]
-            self._refuse(
-                event,
-                f"the key {excerpt(key)} is there twice, first in line {first}; keep one",
-                path,
-            )
-        self.key_positions.setdefault(path, _position(event.start_mark))
-        parent.key = key
-        self._check_escapes(event)
-
-    def _take_scalar(self, loader: Any, event: yaml.ScalarEvent) -> None:
-        tag = _tag(event)
-        if not self.stack and tag == "null" and not event.value:
-            return  # a document without content counts as an empty file
-        value = event.value
-        if tag == "str":
-            self._check_escapes(event)
         else:
-            value = self._converted(loader, event, tag)
-        path = self._place(value, event)
-        self.ends[path] = _position(event.end_mark)
-        if tag == "str":
-            self.texts[path] = value
+            self._refuse(event, f"YAML reads the key {excerpt(key)} as {_TYPES[tag]}; put it in quotes")
 
-    def _converted(self, loader: Any, event: yaml.ScalarEvent, tag: str) -> Any:
+    def _converted(self, event: yaml.ScalarEvent, tag: str) -> Any:
         """Return the number, date, truth value or null that a plain scalar stands for."""
         value = event.value
         if tag in {"int", "float"} and len(value) > MAX_NUMBER:
@@ -409,23 +421,30 @@ class _Builder:
             )
             return None
         try:
-            return loader.construct_object(yaml.ScalarNode(_TAG_PREFIX + tag, value))
+            return self.loader.construct_object(yaml.ScalarNode(_TAG_PREFIX + tag, value))
         except (yaml.YAMLError, ValueError, ArithmeticError):
             self._refuse(event, f"{excerpt(value)} looks like {_TYPES[tag]} but is none; put it in quotes")
             return None
 
     def _place(self, value: Any, event: yaml.Event) -> FieldPath:
         """Put a value where it belongs and return its path."""
-        path = self._next_path()
-        if self.stack:
-            self.stack[-1].add(value)
-        else:
+        path: FieldPath = ()
+        if not self.stack:
             self.data = value
-        self.positions[path] = _position(event.start_mark)
+        else:
+            parent = self.stack[-1]
+            path = (*parent.path, parent.key)
+            if isinstance(parent.key, int):
+                parent.node.append(value)
+                parent.key += 1
+            else:
+                parent.node[parent.key] = value
+                parent.key = None
+        self.marks[path] = event.start_mark
         return path
 
     def _refuse_as_key(self, event: yaml.Event) -> None:
-        if self.stack and self.stack[-1].awaits_key():
+        if self.stack and self.stack[-1].key is None:
             self._refuse(event, "only a plain word can be a key; write `key: value`")
             raise _StopReading
 
@@ -439,7 +458,7 @@ class _Builder:
 
     def _check_escapes(self, event: yaml.ScalarEvent) -> None:
         """Refuse the characters that escapes in double quotes have brought in."""
-        if event.style != '"' or self.raw_problems:
+        if self.raw_problems:
             return
         advice = "keep backslashes in single quotes or a `>-` block"
         found = [
@@ -473,27 +492,21 @@ class _Builder:
         opened = getattr(error, "context_mark", None)
         if hint is _ESCAPE_HINT and opened and mark and opened.line < mark.line:
             mark, hint = opened, _OPEN_QUOTE_HINT
-        parent = self.stack[-1] if self.stack else _Open((), {})
-        path = parent.path if parent.key is None else (*parent.path, parent.key)
-        self._report(_position(mark), hint, path)
+        parent = self.stack[-1] if self.stack else _Open((), {}, None)
+        self._report(_position(mark), hint, parent.next_path() if isinstance(parent.node, dict) else parent.path)
 
     def _field_at(self, position: Position) -> str:
         """Return the dotted path of the scalar that covers a place, key included."""
         for path, end in self.ends.items():
-            if self.key_positions.get(path, self.positions[path]) <= position < end:
+            begin = self.key_marks.get(path, self.marks[path])
+            if _position(begin) <= position < _position(end):
                 return _dotted(path)
         return ""
 
 
-def _tag(event: yaml.ScalarEvent) -> str:
-    """Return the short name of the type that YAML gives a scalar, such as "str" or "int"."""
-    if not event.implicit[0]:  # quoted, a block, or tagged
-        return "str"
-    return _plain_tag(event.value)
-
-
 @lru_cache(maxsize=4096)  # the same keys come up in every file
 def _plain_tag(value: str) -> str:
+    """Return the short name of the type that YAML gives a plain scalar, such as "str" or "int"."""
     return str(_RESOLVER.resolve(yaml.ScalarNode, value, (True, False))).removeprefix(_TAG_PREFIX)
 
 

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from genai_kb.collector import without_collector
+from genai_kb.collector import kept_to_the_end, without_collector
 
 
 @without_collector()
@@ -33,3 +33,14 @@ def test_it_stays_off_where_it_was_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_is_kept_to_the_end_is_never_searched() -> None:
+    try:
+        with kept_to_the_end():
+            assert not gc.isenabled()
+            made: list[list[int]] = [[]]
+        assert gc.isenabled()
+        assert not any(found is made for found in gc.get_objects())
+    finally:
+        gc.unfreeze()

@@ -34,6 +34,12 @@ def test_whole_words_are_found_in_any_case_and_the_longest_wins(text: str, expec
     assert found(text) == expected
 
 
+@pytest.mark.parametrize("phrase", ["ñ", "ñ ü", "Óé", "é_1", "año_ñ x"])
+def test_a_phrase_is_found_whatever_its_letters(phrase: str) -> None:
+    text = f"«{phrase.upper()}», {phrase.lower()}— x{phrase}; {phrase}x"
+    assert [match[0] for match, _ in Phrases({phrase: 1}).find(text)] == [phrase.upper(), phrase.lower()]
+
+
 def test_no_phrases_find_nothing() -> None:
     assert list(Phrases[int]({}).find("attention")) == []
 

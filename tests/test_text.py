@@ -16,6 +16,7 @@ from genai_kb.text import (
     decomposed_words,
     excerpt,
     forbidden_characters,
+    single_spaced,
     split_markup,
 )
 
@@ -345,3 +346,8 @@ def test_no_text_that_passes_renders_to_a_tag_that_was_not_provided_for(text: st
     page.feed(markdown.markdown(text, extensions=extensions))
     page.close()
     assert page.unexpected == []
+
+
+@given(st.text(st.sampled_from("ab \n\t\xa0\x1c\u2003\u3000\u200b\0ñ"), max_size=12) | st.text())
+def test_white_space_of_any_kind_becomes_single_spaces(text: str) -> None:
+    assert single_spaced(text) == " ".join(text.split())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from genai_kb.verdicts import Interval, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from genai_kb.models import Axis, Figure, Panel, Series
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # Far from where floats overflow, so that no sum, ratio or power of a scale can.
 LARGEST = 1e100
+
+_NUMBERS = frozenset([int, float])
 
 
 class FigureError(ValueError):
@@ -30,8 +33,12 @@ class Point:
     """A mean over seeds. `values` are the y of the single seeds; bounds that no spread gives equal the mean."""
 
     x: Interval
-    y: Interval
     values: tuple[float, ...]
+
+    @cached_property
+    def y(self) -> Interval:
+        """The mean of the values with its bounds; who only checks a figure does not ask for it."""
+        return _bounds(self.values)
 
 
 @dataclass(frozen=True)
@@ -164,17 +171,35 @@ class _Collector:
 
     def points(self, rows: list[Row], places: list[str]) -> tuple[Point, ...]:
         assert self.panel.y is not None  # the model demands it of all but grids
-        x_axis, y_axis = self.panel.x, self.panel.y
         seeds: dict[Any, list[tuple[float, float]]] = defaultdict(list)
-        for row in rows:
-            x = places.index(str(row[x_axis.column])) if places else self.coordinate(row, x_axis, "x")
-            seeds[self.value(row, "seed")].append((float(x), self.coordinate(row, y_axis, "y")))
+        for x, seed, y in self.coordinates(rows, self.panel.x, self.panel.y, places):
+            seeds[seed].append((x, y))
         gather = self.by_order if self.panel.kind == "scatter" else self.by_x
-        found = gather(seeds)
-        points = [
-            Point(_bounds([x for x, _ in xy]), _bounds([y for _, y in xy]), tuple(y for _, y in xy)) for xy in found
-        ]
+        points = [Point(_bounds([x for x, _ in xy]), tuple([y for _, y in xy])) for xy in gather(seeds)]
         return tuple(sorted(points, key=lambda point: point.x.estimate))
+
+    def coordinates(
+        self, rows: list[Row], x_axis: Axis, y_axis: Axis, places: list[str]
+    ) -> Iterable[tuple[float, Any, float]]:
+        """The x, seed and y of each row; column by column where all is well, since there are many rows."""
+        try:
+            columns = zip(*map(itemgetter(x_axis.column, "seed", y_axis.column), rows), strict=True)
+            xs, seeds, ys = columns
+        except KeyError:
+            pass
+        else:
+            if places:
+                xs = tuple(places.index(str(x)) for x in xs)
+            if (places or _fit(xs, x_axis)) and _fit(ys, y_axis):
+                return zip(map(float, xs), seeds, map(float, ys), strict=True)
+        return [
+            (
+                float(places.index(str(row[x_axis.column]))) if places else self.coordinate(row, x_axis, "x"),
+                self.value(row, "seed"),
+                self.coordinate(row, y_axis, "y"),
+            )
+            for row in rows
+        ]
 
     def by_x(self, seeds: dict[Any, list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
         """The values of all seeds at each x."""
@@ -182,8 +207,9 @@ class _Collector:
         for seed in sorted(seeds):
             for x, y in seeds[seed]:
                 found[x].append((x, y))
-            x, count = Counter(x for x, _ in seeds[seed]).most_common(1)[0]
-            if count > 1:
+            xs = [x for x, _ in seeds[seed]]
+            if len(set(xs)) < len(xs):
+                x, count = Counter(xs).most_common(1)[0]
                 where = f"{self.panel.x.column} {x:g}" if not self.panel.categories else "one category"
                 message = f"seed {seed} has {count} rows for {where}; tell them apart by `series` or `facet`"
                 raise self.error(message)
@@ -222,7 +248,7 @@ class _Collector:
         return row[column]
 
     def key(self, row: Row, column: str, names: Mapping[str, Any], where: str) -> str:
-        key = str(self.value(row, column))
+        key = str(row[column] if column in row else self.value(row, column))
         if key not in names:
             raise self.error(f"{key!r} in column {column!r} has no name; add it to `{where}`")
         return key
@@ -254,9 +280,16 @@ def _read_image(nested: Any) -> Image:
     return Image(width, channels, tuple(map(bytes, lines)))
 
 
+def _fit(values: Sequence[Any], axis: Axis) -> bool:
+    """Whether all values are plain numbers that can stand along an axis; others may be numbers of another kind."""
+    return (
+        _NUMBERS.issuperset(map(type, values))
+        and all(abs(value) <= LARGEST for value in values)
+        and (axis.scale != "log" or min(values) > 0)
+    )
+
+
 def _bounds(values: Sequence[float]) -> Interval:
-    """The interval of a mean, closed to a point where one value says nothing of the spread."""
-    bounds = interval(values)
-    if math.isfinite(bounds.low):
-        return bounds
-    return Interval(bounds.estimate, bounds.estimate, bounds.estimate)
+    """The interval of a mean, closed to a point where the values say nothing of the spread."""
+    first = values[0]
+    return Interval(first, first, first) if values.count(first) == len(values) else interval(values)
