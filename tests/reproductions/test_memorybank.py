@@ -97,3 +97,11 @@ def test_the_map_between_languages_is_ridge_regression() -> None:
     source, target = (torch.randn(40, 6, generator=rng, dtype=torch.float64) for _ in range(2))
     expected = Ridge(alpha=0.7, fit_intercept=False).fit(source.numpy(), target.numpy()).coef_.T
     assert np.allclose(bank.ridge_map(source, target, 0.7).numpy(), expected)
+
+
+def test_half_of_the_notes_are_probed_and_the_window_has_the_newest_only() -> None:
+    probes = bank.reach(3, S)
+
+    assert len(probes) == len(texts("en")) // 2
+    assert all(probe["window"] == float(probe["age"] < S.window // S.a_day) for probe in probes)
+    assert max(probe["age"] for probe in probes) == (len(texts("en")) - 1) // S.a_day

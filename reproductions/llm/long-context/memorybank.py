@@ -1,4 +1,4 @@
-"""MemoryBank: a store of notes that retrieves by meaning and forgets what is not recalled (arXiv:2305.10250).
+"""MemoryBank: a store of notes that retrieves by content and forgets what is not recalled (arXiv:2305.10250).
 
 Symbols: m note, the summary of an entry · q probe, words from the text on its idea · n number of notes · d width of
 the vectors · S strength of a note · t time since it was last recalled or stored · R = exp(-t / S) retention
