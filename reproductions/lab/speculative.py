@@ -251,6 +251,14 @@ def greedy_text(forward: Callable[[Tensor], Tensor], prompts: Tensor, new: int) 
     return text[:, prompts.shape[1] :]
 
 
+def tokens_if_forced(guesses: Tensor, truth: Tensor) -> float:
+    """Tokens per call of a chain of guesses (B, k), were the text not the model's own but `truth` (B, k).
+
+    Greedy text falls into loops, which are easy to guess; given text does not.
+    """
+    return 1 + float((guesses == truth).long().cumprod(1).sum(1).float().mean())
+
+
 class NGrams:
     """A draft for nothing: what followed the last `order` - 1 tokens most often in the training text.
 

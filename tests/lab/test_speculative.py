@@ -24,6 +24,7 @@ from reproductions.lab.speculative import (
     greedy_text,
     held_out_prompts,
     most_likely,
+    tokens_if_forced,
     tree_pass,
     walk,
 )
@@ -174,6 +175,12 @@ def test_what_the_pass_left_at_the_last_node_comes_back_to_the_drafter() -> None
     decode(prompts, 12, tree, draft, score)
 
     assert len(seen) > 2
+
+
+def test_a_forced_text_stops_a_chain_at_its_first_error() -> None:
+    guesses = torch.tensor([[1, 2, 3], [1, 9, 3], [9, 2, 3]])
+
+    assert tokens_if_forced(guesses, torch.tensor([[1, 2, 3]]).expand(3, 3)) == pytest.approx(1 + (3 + 1 + 0) / 3)
 
 
 def test_the_table_ranks_by_count_and_falls_back_to_shorter_contexts() -> None:
