@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 # Ten thousand take a minute of processor time, which is well spent once per contribution and not at every save.
 LOADER_EXAMPLES, OTHER_EXAMPLES = (10_000, 1_000) if os.environ.get("CI") else (500, 100)
-MEGABYTES = (
-    400  # of these Hypothesis itself keeps 120 for ten thousand examples; a file that grows when read takes gigabytes
-)
+MEGABYTES = 400  # Hypothesis itself keeps 120 for ten thousand examples; what must be caught takes gigabytes
 
 
 def fuzzed(examples: int) -> settings:
