@@ -72,6 +72,36 @@ class MLPDenoiser(nn.Module):
         return output
 
 
+class SourceDenoiser(nn.Module):
+    """An `MLPDenoiser` whose condition is a vector, such as a picture to be mended, beside the noisy image.
+
+    Args:
+        source: length of the condition.
+        pixels: length of the noisy image and of the output.
+        width: of the hidden layers.
+        blocks: number of residual blocks.
+    """
+
+    def __init__(self, source: int, pixels: int = 64, width: int = 256, blocks: int = 3) -> None:
+        super().__init__()
+        self.time = nn.Linear(TIME_FEATURES, width)
+        self.gain = nn.Linear(width, pixels)
+        self.fc_in = nn.Linear(pixels + source, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.fc_out = nn.Linear(width, pixels)
+        nn.init.zeros_(self.fc_out.weight)
+        nn.init.zeros_(self.fc_out.bias)
+
+    def forward(self, x: Tensor, time: Tensor, source: Tensor) -> Tensor:
+        """Predict the noise (B, pixels) in images x (B, pixels) at times (B,) in [0, 1], given sources (B, source)."""
+        condition = silu(self.time(time_features(time, TIME_FEATURES)))
+        hidden = self.fc_in(torch.cat([x, source], dim=-1))
+        for fc in self.blocks:
+            hidden = hidden + fc(silu(hidden + condition))
+        output: Tensor = self.fc_out(silu(hidden)) + x * (1 + self.gain(condition))
+        return output
+
+
 def drop_tokens(tokens: Tensor, share: float, generator: torch.Generator, empty: int = NO_CLASS) -> Tensor:
     """Replace the condition tokens of about `share` of the items by `empty`, for classifier-free guidance."""
     dropped = torch.rand(len(tokens), generator=generator) < share
