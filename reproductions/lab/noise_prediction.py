@@ -13,9 +13,12 @@ from reproductions.lab.seeding import generator as seeded_generator
 from reproductions.lab.training import train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
-    from reproductions.lab.diffusion import Denoiser
+    Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+    """As in `diffusion`: noisy images, times and condition tokens to the predicted noise."""
 
 
 def noise_prediction_loss(
