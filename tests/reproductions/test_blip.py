@@ -18,30 +18,6 @@ if TYPE_CHECKING:
 blip = load("lmm/model-architectures/blip.py")
 
 
-def test_a_scene_has_two_objects_in_reading_order_and_its_caption_names_them() -> None:
-    what = blip.scenes(500, generator(0))
-    assert (what[:, 0, 2] < what[:, 1, 2]).all()
-    T = blip.captions(what)
-    assert len(T.unique()) == 14
-    for position, (low, high) in enumerate([(0, 6), (6, 10), (10, 14)] * 2):
-        assert T[:, position].min() >= low
-        assert T[:, position].max() < high
-
-
-def test_test_scenes_are_all_different() -> None:
-    T = blip.captions(blip.scenes(1000, generator(1), distinct=True))
-    assert len(T.unique(dim=0)) == 1000
-
-
-def test_pictures_show_both_objects_in_their_colours_and_quadrants() -> None:
-    what = torch.tensor([[[0, 0, 0], [1, 0, 3]]])  # a red square above left, a green one below right
-    image = blip.pictures(what, generator(0), noise=0.0)[0]
-    red, green = (image.argmax(0) == channel for channel in (0, 1))
-    assert (red & (image[0] > 0.3)).nonzero().max() < 6
-    assert (green & (image[1] > 0.3)).nonzero().min() >= 6
-    assert int((image.sum(0) > 0).sum()) == 32
-
-
 def test_the_web_is_wrong_as_often_as_said_and_by_one_attribute_of_an_object() -> None:
     what = blip.scenes(20_000, generator(2))
     told = blip.web_scenes(what, 0.6, generator(3))
@@ -49,7 +25,7 @@ def test_the_web_is_wrong_as_often_as_said_and_by_one_attribute_of_an_object() -
     assert changed.max() == 1
     assert (changed.sum(1) > 0).float().mean().item() == pytest.approx(0.6, abs=0.02)
     assert (changed.sum(1) == 2).float().mean().item() == pytest.approx(0.3, abs=0.02)
-    assert ((told >= 0) & (told < blip.SIZES)).all()
+    assert ((told >= 0) & (told < torch.tensor(blip.SIZES))).all()
     assert blip.web_scenes(what, 0.0, generator(3)).equal(what)
 
 

@@ -18,23 +18,11 @@ from torch import Tensor, nn
 from reproductions.lab import Result
 from reproductions.lab.contrastive import contrastive_loss
 from reproductions.lab.digits import batches
+from reproductions.lab.scenes import FIRST, LENGTH, SIZES, WORDS, captions, pictures, scenes
 from reproductions.lab.seeding import generator, init_model
 from reproductions.lab.training import train
 
-COLOURS = torch.tensor(
-    [[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.3, 0.95], [0.9, 0.85, 0.1], [0.7, 0.2, 0.8], [0.95, 0.95, 0.95]]
-)
-SPRITES = torch.tensor(  # square, plus, ring, saltire: (4, 4, 4)
-    [
-        [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]],
-        [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]],
-        [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]],
-        [[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]],
-    ]
-).float()
-SIZES = torch.tensor([len(COLOURS), len(SPRITES), 4])  # values of colour, shape and place (a quadrant)
-FIRST = torch.tensor([0, 6, 10, 0, 6, 10])  # the token of each attribute's first value
-BEGIN, VOCABULARY, LENGTH = 14, 15, 6
+BEGIN, VOCABULARY = WORDS, WORDS + 1
 
 
 @dataclass(frozen=True)
@@ -59,35 +47,6 @@ class Settings:
 SHORT = Settings(trusted=20, web=40, test=20, d=8, batch=8, steps=2, tune_steps=2)
 
 
-def scenes(n: int, gen: torch.Generator, *, distinct: bool = False) -> Tensor:
-    """Attributes (n, 2, 3) of two objects in different quadrants, in reading order; all different if asked for."""
-    pairs = torch.combinations(torch.arange(4))  # (6, 2)
-    every = math.prod((int(SIZES[0] * SIZES[1]) ** 2, len(pairs)))
-    number = torch.randperm(every, generator=gen)[:n] if distinct else torch.randint(every, (n,), generator=gen)
-    places, looks = pairs[number % len(pairs)], number // len(pairs)
-    look = torch.stack([looks // 24, looks % 24], dim=1)  # (n, 2)
-    return torch.stack([look // 4, look % 4, places], dim=2)
-
-
-def pictures(what: Tensor, gen: torch.Generator, noise: float = 0.1) -> Tensor:
-    """Images (n, 3, 12, 12) of scenes (n, 2, 3): 4x4 sprites anywhere in their quadrant, noise over all."""
-    n = len(what)
-    shift = torch.randint(3, (n, 2, 2), generator=gen)
-    corner = 6 * torch.stack([what[..., 2] // 2, what[..., 2] % 2], dim=2) + shift  # (n, 2, 2)
-    rows, columns = (corner[..., i, None] + torch.arange(4) for i in range(2))  # (n, 2, 4)
-    mask = torch.zeros(n, 2, 12, 12)
-    item, thing = torch.arange(n).view(n, 1, 1, 1), torch.arange(2).view(1, 2, 1, 1)
-    mask[item, thing, rows[..., None], columns[..., None, :]] = SPRITES[what[..., 1]]
-    brightness = 0.7 + 0.3 * torch.rand(n, 2, 1, generator=gen)
-    image = torch.einsum("nohw,noc->nchw", mask, brightness * COLOURS[what[..., 0]])
-    return image + noise * torch.randn(image.shape, generator=gen)
-
-
-def captions(what: Tensor) -> Tensor:
-    """Tokens (n, 6) of scenes (n, 2, 3)."""
-    return what.flatten(1) + FIRST
-
-
 def web_scenes(what: Tensor, wrong: float, gen: torch.Generator) -> Tensor:
     """Scenes (n, 2, 3) as the web tells them: a share `wrong` has one attribute of one object, or of each, replaced."""
     told, n = what.clone(), len(what)
@@ -97,7 +56,7 @@ def web_scenes(what: Tensor, wrong: float, gen: torch.Generator) -> Tensor:
     for thing in range(2):
         rows = torch.arange(n)[hit & (both | (either == thing))]
         attribute = torch.randint(3, (len(rows),), generator=gen)
-        size = SIZES[attribute]
+        size = torch.tensor(SIZES)[attribute]
         other = 1 + (torch.rand(len(rows), generator=gen) * (size - 1)).long()  # 1 .. size - 1: never the same value
         told[rows, thing, attribute] = (told[rows, thing, attribute] + other) % size
     return told
@@ -196,10 +155,9 @@ def recall_at_1(model: BLIP, images: Tensor, T: Tensor) -> float:
 
 def drawn(T: Tensor) -> Tensor:
     """What captions (n, 6) say, as images (n, 3, 12, 12); black if they do not name two objects."""
-    what = T - FIRST
-    valid = ((what >= 0) & (what < SIZES.repeat(2))).all(1)
-    images = pictures((what * valid[:, None]).view(-1, 2, 3), generator(0, "drawn"), noise=0.0)
-    return images * valid.view(-1, 1, 1, 1)
+    what = T.view(-1, 2, 3) - torch.tensor(FIRST)
+    valid = ((what >= 0) & (what < torch.tensor(SIZES))).all(2).all(1).view(-1, 1, 1)
+    return pictures(what * valid, generator(0, "drawn"), noise=0.0) * valid[..., None]
 
 
 def eight_bit(image: Tensor) -> list[list[list[int]]]:
