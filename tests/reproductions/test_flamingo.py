@@ -141,3 +141,25 @@ def test_fine_tuning_changes_the_language_model_and_freezing_does_not() -> None:
         changed = any(not torch.equal(before[name], value) for name, value in model.lm.state_dict().items())
         assert changed == whole
         assert (curve[0]["loss"] != curve[-1]["loss"]) == whole
+
+
+def test_the_metrics_compare_the_arms_that_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With scores and losses that say which arm they belong to, each metric is a known number."""
+    losses = {"frozen": 1.0, "pairs": 1.0, "whole": 4.0}
+    scores = {"frozen": 0.9, "pairs": 0.2, "whole": 0.6}
+
+    def fit(start: Any, *_args: Any, pairs: int, whole: bool) -> Any:
+        model = copy.deepcopy(start)
+        model.arm = "whole" if whole else "pairs" if pairs == 1 else "frozen"
+        return model, [{"panel": "text", "step": 0, "loss": losses[model.arm]}]
+
+    def last_name_right(model: Any, _gallery: Any, words: Tensor, *_rest: Any) -> float:
+        return scores[model.arm] if words.shape[1] in (4, 20) else 0.0  # a caption, or a name after 4 examples
+
+    monkeypatch.setattr(flamingo, "fit", fit)
+    monkeypatch.setattr(flamingo, "last_name_right", last_name_right)
+    metrics = flamingo.run(0, SIZES).metrics
+    assert metrics["forgetting"] == pytest.approx(3.0)
+    assert metrics["cap_gap"] == pytest.approx(0.3)
+    assert metrics["interleave_gain"] == pytest.approx(0.7)
+    assert metrics["above_guess"] == pytest.approx(0.4)  # repeating one of the two names shown earns a half
