@@ -23,6 +23,7 @@ def test_the_web_is_wrong_as_often_as_said_and_by_one_attribute_of_an_object() -
     told = blip.web_scenes(what, 0.6, generator(3))
     changed = (told != what).sum(2)  # attributes of each object
     assert changed.max() == 1
+    assert told[..., 2].equal(what[..., 2])
     assert (changed.sum(1) > 0).float().mean().item() == pytest.approx(0.6, abs=0.02)
     assert (changed.sum(1) == 2).float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert ((told >= 0) & (told < torch.tensor(blip.SIZES))).all()
@@ -54,7 +55,7 @@ def test_an_images_own_words_are_never_its_wrong_caption() -> None:
     assert (wrong[3] - right[3]).norm() > 1e-3
 
 
-def test_recall_is_one_for_matching_vectors_and_chance_for_shuffled_captions() -> None:
+def test_recall_is_one_where_the_own_caption_is_nearest_and_zero_where_another_is() -> None:
     class Perfect:
         grid = embed_images = read = embed_texts = staticmethod(torch.clone)
 
@@ -78,3 +79,20 @@ def test_a_caption_that_names_no_scene_is_drawn_black() -> None:
     images = blip.drawn(T)
     assert images[0].sum() > 0
     assert images[1].sum() == 0
+
+
+def test_the_filter_keeps_what_matches_and_each_arm_gets_its_captions() -> None:
+    """With a filter that is never wrong, what each arm is given can be said exactly."""
+    right = torch.arange(10)
+
+    class Exact:
+        read = grid = staticmethod(torch.clone)
+        matching = staticmethod(lambda states, grid: (states == grid).double() - 0.5)
+
+    told = torch.where(right < 4, right, 99)  # the first four are right
+    written = torch.where(right % 2 == 0, right, 77)  # every second one is right
+    sets = blip.cap_filt(Exact(), right, told, written)
+    assert [told.equal(sets["raw"][1]), right.equal(sets["raw"][0])] == [True, True]
+    assert torch.stack(sets["filter"]).tolist() == [[0, 1, 2, 3]] * 2
+    assert torch.stack(sets["captioner"]).tolist() == [[*range(10)] * 2, [*told.tolist(), *written.tolist()]]
+    assert torch.stack(sets["both"]).tolist() == [[0, 1, 2, 3, 0, 2, 4, 6, 8]] * 2
