@@ -88,13 +88,32 @@ def test_words_see_the_queries_and_no_later_word() -> None:
     assert ((plain - elsewhere).abs().amax((0, 2)) > 1e-9).all()
 
 
-def test_matching_sees_both_sides_and_comparison_neither() -> None:
-    model, T = bridge(), texts()
-    both = blip2.everyone(3 + 6)
+def test_each_loss_of_stage_1_shows_each_side_what_it_may_see() -> None:
+    """Comparison: neither sees the other. Matching: all see all. Writing: the text sees the queries and its past."""
+    model, M, seen = bridge(), 3, []
+    read = model.read
+
+    def watch(image: Tensor | None, text: Tensor | None, mask: Tensor) -> Tensor:
+        seen.append((image is not None, text is not None, mask))
+        out: Tensor = read(image, text, mask)
+        return out
+
+    model.read = watch
+    model.stage1(features(), texts(), generator(0))
+    assert [(image, text) for image, text, _ in seen] == [(True, False), (False, True), (True, True), (True, True)]
+    assert [mask.shape[0] for *_, mask in seen] == [M, 7, M + 7, M + 6]
+    assert all(mask.all() for *_, mask in seen[:3])
+    writing = seen[3][2]
+    assert not writing[:M, M:].any()
+    assert writing[M:, :M].all()
+    assert writing[M:, M:].equal(torch.ones(6, 6, dtype=torch.bool).tril())
+
+
+def test_matching_lets_text_reach_the_queries() -> None:
+    model = bridge()
     with torch.no_grad():
-        assert (model.read(features(), T, both)[:, :3] - model.query(features())).abs().max() > 1e-6
-        alone = model.read(None, T, blip2.everyone(6))
-    assert alone.shape == (2, 6, SIZES.d)
+        together = model.read(features(), texts(), blip2.everyone(3 + 6))[:, :3]
+    assert (together - model.query(features())).abs().max() > 1e-6
 
 
 def test_stage_1_trains_the_queries_and_stage_2_the_projection_and_neither_the_ends() -> None:
