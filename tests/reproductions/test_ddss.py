@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,8 +63,8 @@ def test_times_start_where_they_are_put_and_stay_in_order() -> None:
 
     sampler.stretches.data += draw(6)
     assert (sampler.times().diff() > 0).all()
-    assert float(sampler.times()[0]) > 0
-    assert float(sampler.times()[-1]) < 1
+    assert sampler.times()[0].item() > 0
+    assert sampler.times()[-1].item() < 1
 
 
 def test_gradients_reach_every_number_and_no_weight_of_the_network() -> None:
@@ -105,15 +106,17 @@ def test_guide_and_judge_have_no_digit_in_common_and_learning_sees_no_test_digit
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     indices: dict[str, set[int]] = {}
-    real: list[Tensor] = []
+    networks: dict[str, Any] = {}
+    learning: list[Any] = []
     fit, search = ddss.fit_classifier, ddss.search
 
     def watched_fit(widths: Any, index: Tensor, seed: int, stream: str, settings: Any) -> Any:
         indices[stream] = set(index.tolist())
-        return fit(widths, index, seed, stream, settings)
+        networks[stream] = fit(widths, index, seed, stream, settings)
+        return networks[stream]
 
     def watched_search(*arguments: Any) -> Any:
-        real.append(arguments[3])
+        learning.extend(arguments)
         return search(*arguments)
 
     monkeypatch.setattr(ddss, "fit_classifier", watched_fit)
@@ -123,7 +126,9 @@ def test_guide_and_judge_have_no_digit_in_common_and_learning_sees_no_test_digit
     train_set, judge_set, _ = ddss.fixed_split()
     assert not indices["guide"] & indices["judge"]
     assert indices["guide"] | indices["judge"] == set(judge_set.tolist())
-    assert torch.equal(real[0], ddss.load((-1.0, 1.0))[0][train_set].flatten(1))
+    features, real = learning[2:4]
+    assert features is networks["guide"]
+    assert torch.equal(real, ddss.load((-1.0, 1.0))[0][train_set].flatten(1))
 
 
 def test_the_noise_of_the_search_is_drawn_anew() -> None:
@@ -139,3 +144,56 @@ def test_the_noise_of_the_search_is_drawn_anew() -> None:
 
     assert len(seen) == 2
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_the_search_brings_fresh_samples_closer_to_the_real_images() -> None:
+    settings = replace(ddss.SHORT, S=3, updates=40, drawn=100)
+    sampler, features, real = ddss.Sampler(ddss.quadratic(3)), torch.nn.Identity(), 0.3 * draw(200, 64, stream="real")
+    fresh = draw(4, 200, 64, stream="fresh")
+
+    def distance() -> float:
+        with torch.no_grad():
+            return float(ddss.kid(sampler(pretended_noise, fresh, torch.zeros(200)), real))
+
+    before, times = distance(), sampler.times().detach()
+    ddss.search(sampler, pretended_noise, features, real, 0, settings)
+
+    assert distance() < before / 2
+    assert not torch.allclose(sampler.times(), times)
+
+
+def test_the_judge_scores_against_the_test_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: dict[str, Any] = {}
+    scored: list[tuple[Tensor, Tensor]] = []
+    fit, distance = ddss.fit_classifier, ddss.feature_distance
+
+    def watched_fit(widths: Any, index: Tensor, seed: int, stream: str, settings: Any) -> Any:
+        networks[stream] = fit(widths, index, seed, stream, settings)
+        return networks[stream]
+
+    def watched_distance(samples: Tensor, reference: Tensor) -> Any:
+        scored.append((samples, reference))
+        return distance(samples, reference)
+
+    monkeypatch.setattr(ddss, "fit_classifier", watched_fit)
+    monkeypatch.setattr(ddss, "feature_distance", watched_distance)
+    ddss.run(0, ddss.SHORT)
+
+    *_, test_set = ddss.fixed_split()
+    of_test = networks["judge"](ddss.load((-1.0, 1.0))[0][test_set].flatten(1))
+    assert len(scored) == 5  # four samplers and the real digits
+    assert all(torch.equal(reference, of_test) for _, reference in scored)
+    assert all(samples.shape[1] == of_test.shape[1] for samples, _ in scored)
+
+
+def test_the_rival_is_the_best_sampler_made_by_hand_and_a_positive_gain_favours_learning() -> None:
+    result = ddss.run(0, ddss.SHORT)
+    fid, recall = (
+        {row["sampler"]: row[panel] for row in result.rows if row["panel"] == panel} for panel in ("fid", "recall")
+    )
+    by_hand = {name: fid[name] for name in ("ddim_uniform", "ddim_quadratic", "ddpm_uniform")}
+    best = min(by_hand, key=lambda name: by_hand[name])
+
+    assert max(by_hand.values()) > by_hand[best]
+    assert result.metrics["fid_gain"] == by_hand[best] - fid["learned"]
+    assert result.metrics["recall_gap"] == recall["learned"] - recall[best]
