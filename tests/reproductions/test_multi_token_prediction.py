@@ -106,6 +106,40 @@ def test_words_follow_the_chain_and_names_are_fresh() -> None:
     assert min(map(len, names.values())) > 30  # nothing outside the story tells the second token
 
 
+def test_the_course_counts_repeated_names_of_unseen_stories_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, trained = [], []
+
+    class Copies:
+        """Knows the second tokens of names that were told before, and nothing else."""
+
+        def __init__(self, vocab: int, *_: int) -> None:
+            self.vocab = vocab
+
+        def __call__(self, tokens: Any) -> Any:
+            seen.append(tokens)
+            answers = torch.zeros_like(tokens)
+            for row, story in enumerate(tokens.tolist()):
+                for t, token in enumerate(story):
+                    if token >= mtp.WORDS and token in story[:t]:
+                        answers[row, t] = story[story.index(token) + 1]
+            return torch.nn.functional.one_hot(answers, self.vocab)
+
+    def only_loss(_model: Any, loss: Any, batches: Any, *_: Any, **__: Any) -> None:
+        for batch in batches:
+            loss(batch)
+
+    monkeypatch.setattr(mtp, "MultiTokenGPT", Copies)
+    monkeypatch.setattr(mtp, "multi_token_loss", lambda _, rows: trained.append(rows))
+    monkeypatch.setattr(mtp, "train", only_loss)
+    settings = mtp.Settings(story_steps=6, evaluate_every=2, evaluated=8)
+
+    assert mtp.course(0, 2, settings) == [1.0] * 4
+    assert len(trained) == 6
+    stories = {tuple(row) for rows in trained for row in rows[:, :-1].tolist()}
+    assert all(torch.equal(tokens, seen[0]) for tokens in seen)
+    assert stories.isdisjoint(map(tuple, seen[0].tolist()))
+
+
 def test_the_heads_guesses_are_for_the_tokens_after_the_models_own() -> None:
     made = model(4)
     lengths = torch.tensor([9, 5, 2])
