@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -115,3 +115,69 @@ def test_an_answer_depends_on_the_image_and_on_no_later_question() -> None:
     assert (logits[0] - logits[1]).abs().amax(1).min() > 1e-4
     assert changed[:3].max() == 0
     assert changed[3] > 1e-4
+
+
+def test_one_encoder_sees_jittered_images_and_the_other_fills_in_patches_that_it_did_not_see(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, what = dense.pictures(40, generator(6))
+    jitter, every_layer = dense.jitter, dense.Encoder.every_layer
+    jittered: list[Tensor] = []
+    hidden: list[Tensor] = []
+
+    def watched_jitter(x: Tensor, gen: Any) -> Tensor:
+        moved: Tensor = jitter(x, gen)
+        jittered.append(moved)
+        return moved
+
+    def watched_layers(self: Any, x: Tensor, unseen: Tensor) -> Any:
+        hidden.append(unseen)
+        return every_layer(self, x, unseen)
+
+    monkeypatch.setattr(dense, "jitter", watched_jitter)
+    monkeypatch.setattr(dense.Encoder, "every_layer", watched_layers)
+    dense.pretrained(images, what[:, 0], dense.SHORT, 0)
+    assert (len(jittered), len(hidden)) == (dense.SHORT.steps, 0)
+
+    dense.pretrained(images, None, dense.SHORT, 0)
+    assert (len(jittered), len(hidden)) == (dense.SHORT.steps, dense.SHORT.steps)
+    assert all(0.2 < mask.float().mean() < 0.8 for mask in hidden)
+
+
+def test_metrics_compare_the_right_arms_each_trained_at_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = [("invariant", how) for how in ("last", "sci", "dci", "pooled")] + [
+        ("masked", how) for how in ("last", "dci")
+    ]
+    shares = dict(zip(arms, torch.rand(len(arms), 4, generator=generator(8)), strict=True))
+    left, rates, channels = iter(shares.values()), list[float](), list[int]()
+
+    def pretended_answers(seen: Tensor, *arguments: Any) -> Any:
+        rates.append(arguments[3])
+        channels.append(seen.shape[-1])
+        return next(left)
+
+    monkeypatch.setattr(dense, "answers", pretended_answers)
+    settings = replace(dense.SHORT, lr_last=1e-3, lr_sci=2e-3, lr_dci=3e-3, lr_pooled=4e-3)
+    metrics = dense.run(3, settings).metrics
+    behind, filled = (shares[name, "dci"] - shares[name, "last"] for name in ("invariant", "masked"))
+
+    assert rates == [1e-3, 2e-3, 3e-3, 4e-3, 1e-3, 3e-3]
+    assert channels == [8, 24, 24, 24, 8, 24]
+    assert metrics == pytest.approx(
+        {
+            "low_gain": float(behind[1:].mean()),
+            "high_change": float(behind[0]),
+            "mim_change": float(filled.mean()),
+            "efficient_gap": float((shares["invariant", "pooled"] - shares["invariant", "last"]).mean()),
+        }
+    )
+
+
+def test_a_reader_of_features_that_hold_the_answers_learns_to_give_them() -> None:
+    what = torch.randint(dense.ANSWERS, (300, 4), generator=generator(7))
+    tokens = torch.nn.functional.one_hot(what, dense.ANSWERS).float()  # (300, 4 tokens, 4)
+    features = torch.nn.functional.pad(tokens, (0, 4)) + torch.nn.functional.pad(torch.eye(4), (4, 0))
+    settings = replace(dense.SHORT, width=32, hidden=16, steps=80, batch=32)
+    right = dense.answers(features[:200], what[:200], features[200:], what[200:], 1e-2, settings, 0)
+
+    assert right.mean() > 0.9
