@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -131,3 +132,77 @@ def test_training_pairs_and_test_silhouettes_do_not_overlap() -> None:
     train_set, validation, test_set = (set(part.tolist()) for part in controlnet.fixed_split())
 
     assert not test_set & (train_set | validation)
+
+
+def test_each_training_image_comes_with_its_own_silhouette(base: MLPDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, classes = digits(20)
+    clean: list[Tensor] = []
+    seen: list[Tensor] = []
+    forward, loss = controlnet.ControlNet.forward, controlnet.noise_prediction_loss
+
+    def watched_forward(self: Any, x: Tensor, time: Tensor, tokens: Tensor, c: Tensor) -> Any:
+        seen.append(c)
+        return forward(self, x, time, tokens, c)
+
+    def watched_loss(model: Any, drawn: Tensor, *arguments: Any) -> Any:
+        clean.append(drawn)
+        return loss(model, drawn, *arguments)
+
+    monkeypatch.setattr(controlnet.ControlNet, "forward", watched_forward)
+    monkeypatch.setattr(controlnet, "noise_prediction_loss", watched_loss)
+    controlnet.fit_control(controlnet.joined(base, 0.0, 0), images, classes, 1e-2, 0, SIZES)
+
+    assert len(seen) == SIZES.updates
+    assert all(torch.equal(c, controlnet.silhouette(drawn)) for c, drawn in zip(seen, clean, strict=True))
+
+
+def test_metrics_compare_the_right_samples_of_arms_trained_on_pairs_and_asked_for_test_silhouettes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels, labels = controlnet.load((-1.0, 1.0))
+    train_set, _, test_set = controlnet.fixed_split()
+    known, test = pixels[train_set].flatten(1), pixels[test_set[: SIZES.scored]].flatten(1)
+    wanted, c = labels[test_set[: SIZES.scored]], controlnet.silhouette(test)
+    trained: list[tuple[Tensor, Tensor, float]] = []
+    asked: list[Tensor] = []
+    drawn: list[Tensor] = []
+    fit, forward = controlnet.fit_control, controlnet.ControlNet.forward
+
+    def watched_fit(net: Any, images: Tensor, classes: Tensor, lr: float, *arguments: Any) -> Any:
+        trained.append((images, classes, lr))
+        return fit(net, images, classes, lr, *arguments)
+
+    def watched_forward(self: Any, x: Tensor, time: Tensor, tokens: Tensor, silhouettes: Tensor) -> Any:
+        asked.append(silhouettes)
+        return forward(self, x, time, tokens, silhouettes)
+
+    def pretended_samples(model: Any, _: Any, tokens: Tensor, shape: tuple[int, int], *__: Any, **___: Any) -> Tensor:
+        assert torch.equal(tokens, wanted)
+        asked.clear()
+        model(torch.zeros(shape), torch.ones(len(tokens)), tokens)
+        last = len(drawn) == 9  # the base, after three snapshots of each of three arms
+        assert (len(asked), last) in {(1, False), (0, True)}
+        assert last or torch.equal(asked[0], c)
+        drawn.append(test + (0.2 + 0.1 * len(drawn)) * torch.randn(shape, generator=generator(len(drawn))))
+        return drawn[-1]
+
+    monkeypatch.setattr(controlnet, "fit_control", watched_fit)
+    monkeypatch.setattr(controlnet.ControlNet, "forward", watched_forward)
+    monkeypatch.setattr(controlnet, "ddim_sample", pretended_samples)
+    metrics = controlnet.run(0, replace(SIZES, lr_zero=1e-3, lr_gauss=2e-3)).metrics
+
+    assert [lr for *_, lr in trained] == [1e-3, 2e-3, 2e-3]
+    assert all(torch.equal(images, known[: SIZES.pairs]) for images, *_ in trained)
+    assert all(torch.equal(classes, labels[train_set[: SIZES.pairs]]) for _, classes, _ in trained)
+    _, zero_early, zero, _, gauss_early, gauss, *_, of_base = drawn
+    recalls = [controlnet.precision_recall(images, known[: len(images)])[1] for images in (of_base, zero)]
+    distance = {
+        name: controlnet.judge_fid(images, known)
+        for name, images in {"ze": zero_early, "z": zero, "ge": gauss_early, "g": gauss}.items()
+    }
+    assert recalls[0] != recalls[1]
+    assert metrics["iou_gain"] == pytest.approx(controlnet.overlap(zero, c) - controlnet.overlap(of_base, c))
+    assert metrics["acc"] == pytest.approx(controlnet.digit_judge().accuracy(zero, wanted))
+    assert metrics["recall_drop"] == pytest.approx(recalls[0] - recalls[1])
+    assert metrics["early_gap"] == pytest.approx(distance["ge"] - distance["ze"])
+    assert metrics["late_gap"] == pytest.approx(distance["g"] - distance["z"])

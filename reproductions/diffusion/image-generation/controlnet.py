@@ -70,7 +70,7 @@ class ControlNet(nn.Module):
             nn.init.zeros_(joint.bias)
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor, c: Tensor) -> Tensor:
-        """Predict the noise (B, 64): the frozen stream plus what the copy adds behind each block (Equation 4)."""
+        """Predict the noise (B, 64): the frozen stream plus what the copy adds behind each block (Section 3.1)."""
         base = self.base
         condition = silu(base.time(time_features(time, TIME_FEATURES)) + base.token_embedding(tokens))  # (B, 256)
         hidden = base.fc_in(x)
