@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,20 @@ def measure(root: Path) -> dict[str, float]:
     Raises:
         SystemExit: it has errors, so that the time would say nothing.
     """
-    start = time.process_time()
+    start = processor()
     validated = validate(root)
-    checked = time.process_time()
+    checked = processor()
     errors = [problem for problem in validated.problems if problem.severity == "error"]
     if errors or validated.catalog is None:
         sys.exit(f"the generated project has errors, the first is: {errors[:1]}")
     for language in LANGUAGES:
         build_pages(validated.catalog, language)
-    return {"validate": checked - start, "pages": time.process_time() - checked}
+    return {"validate": checked - start, "pages": processor() - checked}
+
+
+def processor() -> float:
+    """Processor seconds of this process so far, and of those that it started and waited for."""
+    return sum(os.times()[:4])
 
 
 def main() -> int:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genai_kb.ahead import CodeAhead
 from genai_kb.catalog import Catalog, Item, Place
 from genai_kb.chapters import is_chapter, read_chapters
 from genai_kb.checks import formula_problems, machine_written, translation_problems, unreadable
-from genai_kb.codehash import CodeError, CodeHasher
+from genai_kb.codehash import CodeError
 from genai_kb.collector import without_collector
 from genai_kb.glossary import avoid_problems, avoided
 from genai_kb.metadata import Metadata, read_metadata, text_hashes
@@ -18,7 +19,6 @@ from genai_kb.models import Entry, Roadmap
 from genai_kb.problems import Problem, ProblemsError
 from genai_kb.records import Judged, Record, read_record
 from genai_kb.schema import SCHEMAS, validate_document
-from genai_kb.site.figures import FigureError, check
 from genai_kb.text import printable
 from genai_kb.verdicts import Verdict
 from genai_kb.yamlio import Document, read_yaml
@@ -53,42 +53,56 @@ def validate(root: Path) -> Validated:
         return Validated(None, error.problems)
     catalog = Catalog(root, roadmap)
     problems = list(_roadmap_problems(document, roadmap))
-    documents: dict[str, Document] = {}
-    hasher = CodeHasher(root)
     files = _yaml_files(root)
-    chapters = read_chapters(root, catalog, [file for file in files if is_chapter(root, file)])
-    problems += chapters.problems
-    for file in files:
-        if is_chapter(root, file):
-            continue
-        slug = file.stem
-        place = catalog.places.get(slug)
-        misplaced = _misplaced(root, file, place)
-        if misplaced or place is None:
-            problems += misplaced
-            continue
-        try:
-            documents[slug] = read_yaml(file, root)
-        except ProblemsError as error:
-            problems += error.problems
-            continue
-        entry = validate_document(Entry, documents[slug])
-        if isinstance(entry, list):
-            problems += entry
-            continue
-        item, found = _read_item(root, hasher, slug, place, entry, documents[slug])
-        problems += found
-        catalog.items[slug] = item
-    in_order = sorted(catalog.items.items(), key=lambda pair: pair[1].place.number)
-    catalog = Catalog(root, roadmap, dict(in_order), chapters.tracks, chapters.sections, chapters.topics)
-    for slug, item in catalog.items.items():
-        problems += _entry_problems(catalog, item, documents[slug], hasher)
+    with CodeAhead(root, _reproductions(catalog)) as hashes:
+        chapters = read_chapters(root, catalog, [file for file in files if is_chapter(root, file)])
+        entries = _read_entries(root, catalog, [file for file in files if not is_chapter(root, file)])
+        problems += [*chapters.problems, *entries.problems]
+        items = {}
+        for slug, place in catalog.places.items():
+            if slug in entries.sound:
+                items[slug], found = _read_item(root, hashes, slug, place, entries.sound[slug], entries.documents[slug])
+                problems += found
+        catalog = Catalog(root, roadmap, items, chapters.tracks, chapters.sections, chapters.topics)
+        for slug, item in items.items():
+            problems += _entry_problems(catalog, item, entries.documents[slug], hashes)
     phrases = avoided(catalog.terms)
-    for read in (document, *chapters.documents, *documents.values()):
+    for read in (document, *chapters.documents, *entries.documents.values()):
         problems += avoid_problems(read, phrases)
-    problems += _cycles(catalog, documents)
+    problems += _cycles(catalog, entries.documents)
     problems += _strays(catalog, root)
     return Validated(catalog, sorted({replace(problem, file=printable(problem.file, 200)) for problem in problems}))
+
+
+@dataclass
+class _Entries:
+    """The entries that are sound by themselves, all files that could be read, and the problems of the others."""
+
+    sound: dict[str, Entry] = field(default_factory=dict)
+    documents: dict[str, Document] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _read_entries(root: Path, catalog: Catalog, files: Sequence[Path]) -> _Entries:
+    """Read the files of entries, each by itself."""
+    entries = _Entries()
+    for file in files:
+        slug = file.stem
+        place = catalog.places.get(slug)
+        if misplaced := _misplaced(root, file, place):
+            entries.problems += misplaced
+            continue
+        try:
+            document = entries.documents[slug] = read_yaml(file, root)
+        except ProblemsError as error:
+            entries.problems += error.problems
+            continue
+        entry = validate_document(Entry, document)
+        if isinstance(entry, list):
+            entries.problems += entry
+        else:
+            entries.sound[slug] = entry
+    return entries
 
 
 def read_roadmap(root: Path) -> tuple[Document, Roadmap]:
@@ -110,6 +124,12 @@ def _yaml_files(root: Path) -> list[Path]:
     for folder, folders, names in os.walk(root / "roadmap"):
         found += [Path(folder, name) for name in (*folders, *names) if name.endswith((".yaml", ".yml"))]
     return sorted(file for file in found if file.relative_to(root).as_posix() != ROADMAP)
+
+
+def _reproductions(catalog: Catalog) -> list[Path]:
+    """The code of all entries that have some."""
+    files = [catalog.root / "reproductions" / p.folder / f"{slug}.py" for slug, p in catalog.places.items()]
+    return [file for file in files if file.is_file()]
 
 
 def _roadmap_problems(document: Document, roadmap: Roadmap) -> Iterator[Problem]:
@@ -152,7 +172,7 @@ def _misplaced(root: Path, file: Path, place: Place | None) -> list[Problem]:
 
 
 def _read_item(
-    root: Path, hasher: CodeHasher, slug: str, place: Place, entry: Entry, document: Document
+    root: Path, hashes: CodeAhead, slug: str, place: Place, entry: Entry, document: Document
 ) -> tuple[Item, list[Problem]]:
     """Join an entry with its metadata, its reproduction and its record."""
     problems: list[Problem] = []
@@ -171,7 +191,7 @@ def _read_item(
     problems += found
     stale = False
     if reproduction:
-        current, found = _code_hash(root, hasher, reproduction)
+        current, found = _code_hash(root, hashes, reproduction)
         problems += found
         stale = record is not None and (current != record.code or _claims_differ(entry, record))
     return Item(
@@ -188,9 +208,9 @@ def _read_record(root: Path, file: Path) -> tuple[Record | None, list[Problem]]:
         return None, [machine_written(root, file, error)]
 
 
-def _code_hash(root: Path, hasher: CodeHasher, reproduction: Path) -> tuple[str | None, list[Problem]]:
+def _code_hash(root: Path, hashes: CodeAhead, reproduction: Path) -> tuple[str | None, list[Problem]]:
     try:
-        return hasher.hash(reproduction), []
+        return hashes.hash(reproduction), []
     except CodeError as error:
         return None, [Problem(error.file.relative_to(root).as_posix(), error.line, 1, "", error.message)]
     except OSError as error:
@@ -222,7 +242,7 @@ def _claims_differ(entry: Entry, record: Record) -> bool:
     return recorded != current
 
 
-def _entry_problems(catalog: Catalog, item: Item, document: Document, hasher: CodeHasher) -> Iterator[Problem]:
+def _entry_problems(catalog: Catalog, item: Item, document: Document, hashes: CodeAhead) -> Iterator[Problem]:
     """Everything about one entry that takes more than its own file to know."""
 
     def at(*path: str | int) -> tuple[str, int, int, str]:
@@ -237,7 +257,7 @@ def _entry_problems(catalog: Catalog, item: Item, document: Document, hasher: Co
             yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
     yield from formula_problems(document)
     yield from _metadata_problems(item, document)
-    yield from _reproduction_problems(item, hasher, at)
+    yield from _reproduction_problems(item, hashes, at)
     yield from _record_problems(item, at)
 
 
@@ -253,7 +273,7 @@ def _metadata_problems(item: Item, document: Document) -> Iterator[Problem]:
     yield from translation_problems(document, item.slug, item.metadata, item.entry)
 
 
-def _reproduction_problems(item: Item, hasher: CodeHasher, at: _At) -> Iterator[Problem]:
+def _reproduction_problems(item: Item, hashes: CodeAhead, at: _At) -> Iterator[Problem]:
     entry = item.entry
     if item.reproduction is None:
         for key in ("figure", "walkthrough"):
@@ -262,7 +282,7 @@ def _reproduction_problems(item: Item, hasher: CodeHasher, at: _At) -> Iterator[
                     *at(key), "there is no reproduction that it could show; write it first or remove this key"
                 )
         return
-    names = hasher.names(item.reproduction)
+    names = hashes.names(item.reproduction)
     if not names:
         return  # it cannot be read, which is told where its code is hashed
     if "run" not in names or "SHORT" not in names:
@@ -305,6 +325,8 @@ def _unshown(item: Item, record: Record, at: _At) -> Iterator[Problem]:
         if getattr(entry, key) is None:
             yield Problem(*at(), f"is recorded but has no `{key}`; add it")
     if entry.figure and not item.stale:
+        from genai_kb.site.figures import FigureError, check
+
         try:
             check(entry.figure, record.figure_rows())
         except FigureError as error:
