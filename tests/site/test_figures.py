@@ -163,6 +163,22 @@ class TestLines:
         assert len(set(dashes[:6])) == len(set(shapes[:6])) == len(set(colours[:6])) == 6
         assert len(set(zip(colours, dashes, strict=True))) == len(names)
 
+    @pytest.mark.parametrize(
+        ("places", "shown"),
+        [
+            ((1, 2, 4), ["1", "2", "3", "4"]),
+            ((0, 1), ["0", "1"]),
+            ((0, 0.5, 1), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        ],
+    )
+    def test_have_no_tick_between_whole_numbers_where_their_points_are_whole(
+        self, places: tuple[float, ...], shown: list[str]
+    ) -> None:
+        root = render(panel("line"), rows(*((x, x) for x in places)))
+        (across,) = [g for g in marked(root, "ticks") if g.get("text-anchor") == "middle"]
+
+        assert [node.text for node in across] == shown
+
     def test_average_a_point_over_the_seeds_that_have_it(self) -> None:
         data = [*rows((0, 0), (1, 4)), {"panel": "p", "seed": 101, "x": 2, "y": 2}]
         (marker,) = marked(render(panel("line"), data), "marker")

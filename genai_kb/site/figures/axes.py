@@ -74,7 +74,12 @@ def number_axis(data: PanelPlots, frame: Frame) -> XAxis:
             found.append((name, max(half, min(scale(value), frame.right + 4 - half)), half))
         return found
 
+    # Between 2 and 3 layers there is nothing to mark.
+    whole = not log and all(float(point.x.estimate).is_integer() for point in data.points)
+
     def fits(values: Sequence[float]) -> bool:
+        if whole and not all(float(value).is_integer() for value in values):
+            return False
         return all(
             x + half + 8 <= next_x - next_half for (_, x, half), (_, next_x, next_half) in pairwise(places(values))
         )
