@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from genai_kb.codehash import CodeError, CodeHasher
+from genai_kb.collector import without_collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -93,6 +94,7 @@ def _started(root: Path, files: Iterable[Path]) -> subprocess.Popen[str] | None:
     return child
 
 
+@without_collector()
 def hashed(root: Path, files: Iterable[Path]) -> list[tuple[str, str, list[str]]]:
     """Return file, hash and defined names of each file that can be hashed; the others are left out."""
     hasher = CodeHasher(root)

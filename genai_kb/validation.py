@@ -58,17 +58,18 @@ def validate(root: Path) -> Validated:
         chapters = read_chapters(root, catalog, [file for file in files if is_chapter(root, file)])
         entries = _read_entries(root, catalog, [file for file in files if not is_chapter(root, file)])
         problems += [*chapters.problems, *entries.problems]
-        items = {}
+        catalog = Catalog(root, roadmap, {}, chapters.tracks, chapters.sections, chapters.topics)
+        phrases = avoided(catalog.terms)
+        for read in (document, *chapters.documents, *entries.documents.values()):
+            problems += avoid_problems(read, phrases)
+        # the hashes are asked for as late as can be
         for slug, place in catalog.places.items():
             if slug in entries.sound:
-                items[slug], found = _read_item(root, hashes, slug, place, entries.sound[slug], entries.documents[slug])
+                entry, read = entries.sound[slug], entries.documents[slug]
+                catalog.items[slug], found = _read_item(root, hashes, slug, place, entry, read)
                 problems += found
-        catalog = Catalog(root, roadmap, items, chapters.tracks, chapters.sections, chapters.topics)
-        for slug, item in items.items():
+        for slug, item in catalog.items.items():
             problems += _entry_problems(catalog, item, entries.documents[slug], hashes)
-    phrases = avoided(catalog.terms)
-    for read in (document, *chapters.documents, *entries.documents.values()):
-        problems += avoid_problems(read, phrases)
     problems += _cycles(catalog, entries.documents)
     problems += _strays(catalog, root)
     return Validated(catalog, sorted({replace(problem, file=printable(problem.file, 200)) for problem in problems}))
@@ -100,8 +101,9 @@ def _read_entries(root: Path, catalog: Catalog, files: Sequence[Path]) -> _Entri
         entry = validate_document(Entry, document)
         if isinstance(entry, list):
             entries.problems += entry
-        else:
-            entries.sound[slug] = entry
+            continue
+        entries.sound[slug] = entry
+        entries.problems += formula_problems(document)
     return entries
 
 
@@ -255,7 +257,6 @@ def _entry_problems(catalog: Catalog, item: Item, document: Document, hashes: Co
     for number, slug in enumerate(entry.prerequisites):
         if slug not in catalog.places:
             yield Problem(*at("prerequisites", number), f"unknown prerequisite {slug!r}; use a slug of {ROADMAP}")
-    yield from formula_problems(document)
     yield from _metadata_problems(item, document)
     yield from _reproduction_problems(item, hashes, at)
     yield from _record_problems(item, at)
