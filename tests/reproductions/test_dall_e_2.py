@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -32,6 +33,13 @@ def training_set() -> tuple[Tensor, Tensor]:
     images, labels = load_digits((-1.0, 1.0))
     chosen = fixed_split()[0]
     return images[chosen].flatten(1), labels[chosen]
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> Mock:
+    """Replace a function of the reproduction by one that does the same and remembers its calls."""
+    watched = Mock(wraps=getattr(dall_e_2, name))
+    monkeypatch.setattr(dall_e_2, name, watched)
+    return watched
 
 
 def unit_vectors(n: int) -> Tensor:
@@ -175,62 +183,74 @@ def test_embeddings_keep_slant_weight_and_width_within_a_class() -> None:
     assert explained.min() > 0.4
 
 
-def test_each_part_trains_on_what_it_should_and_the_direct_model_has_the_size_and_steps_of_both(
+def test_clip_reads_captions_that_lack_half_of_their_words_for_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, classes = training_set()
+    fit_clip = spy(monkeypatch, "fit_clip")
+    dall_e_2.fit(0, images, classes, dall_e_2.SHORT)
+
+    told, full = fit_clip.call_args.args[2](torch.arange(len(images))), dall_e_2.captions(images, classes)
+    missing = told == dall_e_2.PADDING
+    assert missing.float().mean(0).tolist() == pytest.approx([0, 0.5, 0.5, 0.5], abs=0.06)
+    assert torch.equal(told[~missing], full[~missing])
+
+
+def test_each_part_trains_on_its_pairs_at_its_rate_and_the_direct_model_has_the_size_and_steps_of_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, classes = training_set()
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(dall_e_2, "fit_denoiser", lambda *given, **sizes: calls.append((given, sizes)))
-    prior_steps = []
-    monkeypatch.setattr(dall_e_2, "train", lambda *_, steps, **__: prior_steps.append(steps))
-    s = dall_e_2.SHORT
+    s = replace(dall_e_2.SHORT, lr_clip=1e-3, lr_prior=2e-3, lr_decoder=3e-3, lr_direct=4e-3)
+    watched = ("fit_clip", "train", "prior_loss", "fit_denoiser")
+    fit_clip, train, prior_loss, fit_denoiser = (spy(monkeypatch, name) for name in watched)
     clip, prior, unclip_decoder, direct = dall_e_2.fit(0, images, classes, s)
+    z = clip.embed_images(images)
 
-    (of_decoder, sizes), (of_direct, direct_sizes) = calls
-    assert of_decoder[0] is unclip_decoder
-    assert of_direct[0] is direct
-    assert torch.equal(of_decoder[2], clip.embed_images(images))
-    assert torch.equal(of_direct[2], classes)
-    assert torch.equal(of_decoder[1], of_direct[1])
-    assert prior_steps == [s.steps]
-    assert direct_sizes["steps"] == s.steps + sizes["steps"]
-    assert [direct_sizes[key] for key in ("batch", "dropped")] == [sizes[key] for key in ("batch", "dropped")]
+    learner, loss, _, prior_rate = train.call_args.args
+    loss(torch.arange(len(images)))
+    of_prior, (of_decoder, of_direct) = prior_loss.call_args, fit_denoiser.call_args_list
+    assert learner is of_prior.args[0] is prior
+    assert of_decoder.args[0] is unclip_decoder
+    assert of_direct.args[0] is direct
+    seen = (*of_prior.args[1:], *of_decoder.args[1:3], *of_direct.args[1:3])
+    assert all(map(torch.equal, seen, (z, classes, images, z, images, classes)))
+
+    rates = [fit_clip.call_args.kwargs["lr"], prior_rate, of_decoder.kwargs["lr"], of_direct.kwargs["lr"]]
+    assert rates == [s.lr_clip, s.lr_prior, s.lr_decoder, s.lr_direct]
+    assert train.call_args.kwargs["steps"] + of_decoder.kwargs["steps"] == of_direct.kwargs["steps"] == 2 * s.steps
+    assert all(of_direct.kwargs[key] == of_decoder.kwargs[key] for key in ("batch", "dropped"))
     both = count_parameters(prior) + count_parameters(unclip_decoder)
     assert both <= count_parameters(direct) < 1.01 * both
 
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run with samplers that we choose: `played(unclip, direct, text)` gives the metrics and the digits judged by."""
+    """Run with samplers that we choose: `played(prior_2=x)` draws x from the prior's embeddings at w = 2, grey else."""
     images, classes = training_set()
-    sizes = replace(dall_e_2.SHORT, samples=200)
-    parts = dall_e_2.fit(0, images, classes, sizes)
-    clip, _, unclip_decoder, _ = parts
+    s = replace(dall_e_2.SHORT, samples=200)
+    parts = dall_e_2.fit(0, images, classes, s)
+    clip, _, unclip_decoder, direct = parts
+    y = torch.arange(s.samples) % CLASSES
+    drawn = normalize(torch.randn(s.samples, s.d, generator=generator(0, "drawn")), dim=-1)
+    means = torch.stack([clip.embed_images(images[classes == c]).mean(0) for c in range(CLASSES)])
+    test_digits = load_digits((-1.0, 1.0))[0][fixed_split()[2][: s.samples]]
+    arms = {
+        "direct": (direct, y),
+        "prior": (unclip_decoder, drawn),
+        "text": (unclip_decoder, clip.embed_texts(y[:, None])),
+        "mean": (unclip_decoder, normalize(means, dim=-1)[y]),
+        "true": (unclip_decoder, clip.embed_images(test_digits)),
+    }
     monkeypatch.setattr(dall_e_2, "fit", lambda *_: parts)
-    references: list[Tensor] = []
-    measure = dall_e_2.precision_recall
+    monkeypatch.setattr(dall_e_2, "draw_embeddings", lambda *_: drawn)
 
-    def judged(samples: Tensor, reference: Tensor) -> tuple[float, float]:
-        references.append(reference)
-        result: tuple[float, float] = measure(samples, reference)
-        return result
+    def play(**images: Tensor) -> Any:
+        def sample(model: Any, _: Any, given: Tensor, shape: Any, gen: Any, *, guidance: float = 0, **__: Any) -> Any:
+            noises.append(torch.randn(3, generator=gen).tolist())
+            names = [name for name, (of, condition) in arms.items() if of is model and torch.allclose(condition, given)]
+            return images.get(f"{''.join(names)}_{guidance:g}", torch.zeros(shape))
 
-    monkeypatch.setattr(dall_e_2, "precision_recall", judged)
-
-    def play(unclip: Tensor, direct: Tensor, text: Tensor) -> tuple[dict[str, float], list[Tensor]]:
-        drawn = normalize(torch.randn(200, sizes.d, generator=generator(0, "drawn")), dim=-1)
-        words = clip.embed_texts(torch.arange(200)[:, None] % CLASSES)
-
-        def sample(model: Any, _: Any, condition: Tensor, *__: Any, guidance: float = 0, **___: Any) -> Tensor:
-            if model is unclip_decoder:
-                if torch.equal(condition, words):
-                    return text
-                return unclip if torch.equal(condition, drawn) else torch.zeros(200, 64)
-            return direct if guidance == 2 else torch.zeros(200, 64)
-
+        noises: list[list[float]] = []
         monkeypatch.setattr(dall_e_2, "ancestral_sample", sample)
-        monkeypatch.setattr(dall_e_2, "draw_embeddings", lambda *_: drawn)
-        return dall_e_2.run(0, sizes).metrics, references
+        return dall_e_2.run(0, s), noises
 
     return play
 
@@ -243,23 +263,30 @@ def digits_of_each_class() -> tuple[Tensor, Tensor]:
     return varied, means.repeat(20, 1)
 
 
-def test_varied_digits_win_every_metric_and_mean_digits_lose(played: Any) -> None:
+def test_varied_digits_win_and_mean_digits_lose_whichever_arm_draws_them(played: Any) -> None:
     varied, means = digits_of_each_class()
 
-    won, _ = played(unclip=varied, direct=means, text=means)
-    assert min(won["recall_gain"], won["prior_recall_gain"]) > 0.6
-    assert won["fid_excess"] < -0.5
-    assert won["prior_fid_gain"] > 0.5
-    lost, _ = played(unclip=means, direct=varied, text=varied)
-    assert all(lost[name] == pytest.approx(-value) for name, value in won.items())
+    one = played(prior_2=varied, direct_2=means, prior_0=means, text_0=varied)[0].metrics
+    assert one["recall_gain"] > 0.6
+    assert one["fid_excess"] < -0.5
+    assert one["prior_recall_gain"] < -0.6
+    assert one["prior_fid_gain"] < -0.5
+    other = played(prior_2=means, direct_2=varied, prior_0=varied, text_0=means)[0].metrics
+    assert all(other[name] == pytest.approx(-value) for name, value in one.items())
+
+
+def test_each_row_of_inputs_shows_what_the_decoder_draws_from_that_embedding_alone(played: Any) -> None:
+    varied, _ = digits_of_each_class()
+    for name in ("prior", "text", "mean", "true"):
+        rows = [row for row in played(**{f"{name}_0": varied})[0].rows if row["panel"] == "inputs"]
+        assert [row["given"] for row in rows if row["recall"] > 0.6] == [name]
 
 
 def test_what_lies_beyond_black_and_white_counts_for_no_judge(played: Any) -> None:
     varied, means = digits_of_each_class()
     beyond = torch.where(varied.abs() == 1, 3 * varied, varied)
 
-    inside, _ = played(unclip=varied, direct=means, text=means)
-    outside, _ = played(unclip=beyond, direct=means, text=means)
+    inside, outside = (played(prior_2=digits, direct_2=means)[0].metrics for digits in (varied, beyond))
     assert outside == inside
 
 
@@ -267,16 +294,26 @@ def test_noise_that_covers_the_digits_pays_in_accuracy_and_distance(played: Any)
     varied, means = digits_of_each_class()
     noisy = (varied + 1.5 * torch.randn(varied.shape, generator=generator(0, "noise"))).clamp(-1, 1)
 
-    metrics, _ = played(unclip=noisy, direct=means, text=means)
+    metrics = played(prior_2=noisy, direct_2=means, prior_0=means)[0].metrics
     assert metrics["recall_gain"] > 0.08
     assert metrics["acc_gap"] < -0.05
     assert metrics["fid_excess"] > 0.5
 
 
-def test_recall_is_measured_on_digits_that_no_generator_has_seen(played: Any) -> None:
-    varied, means = digits_of_each_class()
-    _, references = played(unclip=varied, direct=means, text=means)
-    seen = {tuple(row) for row in training_set()[0].tolist()}
+def test_all_arms_start_from_the_same_noise(played: Any) -> None:
+    _, noises = played()
+    assert noises == 9 * noises[:1]
 
-    assert {len(reference) for reference in references} == {200}
-    assert not seen & {tuple(row) for reference in references for row in reference.tolist()}
+
+def test_distance_is_to_the_training_digits_and_recall_to_digits_that_no_generator_has_seen(
+    played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spies = [spy(monkeypatch, name) for name in ("judge_fid", "precision_recall")]
+    played()
+    to_distance, to_recall = ([call.args[1] for call in judge.call_args_list] for judge in spies)
+    digits = training_set()[0]
+    seen = {tuple(row) for row in digits.tolist()}
+
+    assert all(torch.equal(reference, digits) for reference in to_distance)
+    assert {len(reference) for reference in to_recall} == {200}
+    assert not seen & {tuple(row) for reference in to_recall for row in reference.tolist()}
