@@ -57,7 +57,7 @@ class Settings:
     lr_clip: float = 1.6e-2  # of 2e-3, 4e-3, 8e-3, 1.6e-2
     samples: int = 40  # of each unseen pair
     candidates: int = 16
-    repeats: int = 1  # prompts of each scene for reranking
+    repeats: int = 2  # prompts of each scene for reranking
 
 
 SHORT = Settings(train=40, K=8, dvae_steps=2, d=16, batch=8, steps=2, rerank_train=40, rerank_steps=2, samples=4, candidates=2, repeats=1)  # fmt: skip
